@@ -1,0 +1,39 @@
+# make train | make test | make lint | make results | make bench
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+ARGS   ?= experiment=wavenet_sample
+
+.PHONY: train eval test lint format results bench clean
+
+train: $(VENV)/.installed
+	$(BIN)/python train.py $(ARGS)
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+results: $(VENV)/.installed
+	$(BIN)/python -m quintet.results
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/generation.py
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/startup.py
+
+$(VENV)/.installed: requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { echo "python3 has no venv module here: apt-get install python3-venv"; exit 1; }
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -r requirements.txt
+	touch $@
+
+clean:
+	rm -rf .pytest_cache .ruff_cache build src/*.egg-info

@@ -1,0 +1,8 @@
+"""Evaluate a run, or do something with it: `python eval.py run=logs/NAME/ID protocol=generate`."""
+
+import sys
+
+from quintet.app import cli
+
+if __name__ == "__main__":
+    sys.exit(cli.eval_main())

@@ -1,0 +1,146 @@
+"""Command lines: from argv to a checked configuration, and from an exception to one line."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from quintet.app import compose
+from quintet.app.config import REPOSITORY, Origin, check, check_multirun, suggest
+from quintet.errors import UserError
+
+os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions reach `one_line_errors` instead of Hydra's own printer
+
+
+def _run_id() -> str:
+    """One id for all ranks of a run: QUINTET_RUN_ID, else the SLURM job, else the time (design decision 5)."""
+    slurm = os.environ.get("SLURM_JOB_ID")
+    base = os.environ.setdefault("QUINTET_RUN_ID", f"slurm-{slurm}" if slurm else time.strftime("%Y-%m-%d_%H-%M-%S"))
+    if HydraConfig.initialized() and HydraConfig.get().mode is not None and HydraConfig.get().mode.name == "MULTIRUN":
+        return f"{base}-{OmegaConf.select(HydraConfig.get(), 'job.num', throw_on_missing=False) or 0}"
+    return base
+
+
+OmegaConf.register_new_resolver("quintet_run_id", _run_id, replace=True)
+OmegaConf.register_new_resolver("quintet_root", lambda: str(REPOSITORY), replace=True)
+
+
+@contextmanager
+def one_line_errors(argv: list[str]):
+    """Print a user's mistake as one line on stderr and exit with 1; `debug=true` keeps the traceback."""
+    debug = any(a.replace("'", "").replace('"', "") in ("debug=true", "debug=True") for a in argv)
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        message = user_message(error)
+        if debug or message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(1)
+
+
+def user_message(error: BaseException) -> str | None:
+    """The one line for a mistake of the user's; None for a bug of ours, which deserves its traceback."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, UserError):
+            return str(seen)
+        seen = seen.__cause__ or seen.__context__
+    hydra_error = type(error).__module__.startswith(("hydra.errors", "hydra.core.override_parser"))
+    if hydra_error or isinstance(error, OmegaConfBaseException):
+        return compose.explain(error)
+    return None
+
+
+def argument(name: str, argv: list[str]) -> str | None:
+    """Value of `name=value` on the command line, the last one wins."""
+    values = [a.partition("=")[2] for a in argv if a.partition("=")[0] == name]
+    return values[-1].strip("'\"") if values and values[-1] not in ("null", "") else None
+
+
+def train_main(hydra_train: Callable[[], None]) -> int:
+    """Entry of train.py: a new run through Hydra, or `resume=DIR` with that run's own configuration."""
+    # `debug` is a config group with an option called true; Hydra takes only strings for group choices.
+    sys.argv = [re.sub(r"^debug=(true|false)$", r"debug='\1'", a, flags=re.IGNORECASE) for a in sys.argv]
+    with one_line_errors(sys.argv):
+        run = argument("resume", sys.argv[1:])
+        if run:
+            resume_job(Path(run), [a for a in sys.argv[1:] if not a.startswith("resume=")])
+        else:
+            _with_legal_additions(hydra_train)
+    return 0
+
+
+def _with_legal_additions(hydra_train: Callable[[], None]) -> None:
+    """Run Hydra; a key that the yaml leaves out but its constructor takes is added instead of refused."""
+    while True:
+        try:
+            return hydra_train()
+        except Exception as error:
+            match = re.search(r"Could not override '([^']+)'", str(error))
+            if match is None or type(error).__name__ != "ConfigCompositionException":
+                raise
+            key = match.group(1)
+            sys.argv = compose.add_if_legal(key, sys.argv)
+
+
+def train_job(cfg: DictConfig) -> float | None:
+    """Check a composed configuration, then fit; called once a Hydra job."""
+    hydra = HydraConfig.get()
+    origin = Origin(tuple(hydra.overrides.task), tuple((k, str(v)) for k, v in hydra.runtime.choices.items() if v))
+    check_multirun(cfg, hydra.mode.name, str(hydra.runtime.choices.get("hydra/launcher")))
+    check(cfg, origin)
+    OmegaConf.resolve(cfg)
+    from quintet.app.fit import fit  # heavy: torch and Lightning
+
+    metrics = fit(cfg)
+    if cfg.optimized_metric and cfg.optimized_metric not in metrics:
+        raise UserError(
+            f"optimized_metric='{cfg.optimized_metric}' was not logged: {suggest(cfg.optimized_metric, list(metrics))}"
+        )
+    return metrics.get(cfg.optimized_metric) if cfg.optimized_metric else None
+
+
+def resume_job(run: Path, overrides: list[str]) -> None:
+    """Continue the run in directory `run` with its own configuration, overrides on top."""
+    cfg = compose.saved_config(run)
+    compose.apply_overrides(cfg, overrides, root="train")
+    with open_dict(cfg):
+        cfg.resume, cfg.run_dir = str(run), str(run.resolve())
+    check(cfg, Origin(tuple(overrides)))
+    from quintet.app.fit import fit
+
+    fit(cfg)
+
+
+EVAL_KEYS = ("run", "ckpt", "protocol", "publish", "subset", "trainer", "debug")
+
+
+def eval_main() -> int:
+    """Entry of eval.py: `run=` or `ckpt=`, the run's own configuration, overrides on top, one device."""
+    argv = [re.sub(r"^debug=(true|false)$", r"debug='\1'", a, flags=re.IGNORECASE) for a in sys.argv[1:]]
+    if not argv or "--help" in argv or "-h" in argv:
+        print(compose.eval_help())
+        return 0
+    with one_line_errors(argv):
+        mine = [a for a in argv if re.split(r"[.=]", a.lstrip("+~"))[0] in EVAL_KEYS]
+        request = compose.compose_checked("eval", mine)
+        cfg = compose.config_of(request.run, request.ckpt)
+        compose.apply_overrides(cfg, [a for a in argv if a not in mine], root="train")
+        check(cfg, Origin(tuple(argv)))
+        compose.check_request(request, Origin(tuple(argv)))
+        from quintet.app.evaluate import evaluate
+
+        evaluate(cfg, request, command=" ".join(["python eval.py", *argv]))
+    return 0

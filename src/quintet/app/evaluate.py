@@ -1,0 +1,139 @@
+"""What eval.py does: load a run on one device, run a protocol, write a JSON and print a table."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from quintet.app.build import build
+from quintet.app.config import REPOSITORY
+from quintet.callbacks.checkpoint import load_checkpoint
+from quintet.errors import UserError
+from quintet.results import write_result
+
+
+def evaluate(cfg: DictConfig, request: DictConfig, command: str) -> dict[str, float]:
+    """Run `request.protocol` on the checkpoint; returns its metrics by name."""
+    start = time.perf_counter()
+    lightning.seed_everything(cfg.seed, workers=True, verbose=False)
+    checkpoint = find_checkpoint(request)
+    run_dir = Path(request.run) if request.run else checkpoint.parent
+    datamodule = build(cfg.data)
+    datamodule.prepare_data()
+    datamodule.setup("test")
+    module = load_module(cfg, checkpoint)
+    check_facts(module, datamodule)
+    trainer = build(request.trainer, logger=False, default_root_dir=str(run_dir), enable_checkpointing=False)
+    trainer.strategy.connect(module)
+    datamodule.trainer = trainer
+    module.to(trainer.strategy.root_device).eval()
+    folder = run_dir / "eval" / protocol_name(request.protocol)
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics = run_protocol(request.protocol, trainer, module, datamodule, folder)
+    seconds = time.perf_counter() - start
+    report(cfg, request, metrics, folder, command, seconds)
+    return metrics
+
+
+def run_protocol(node: DictConfig, trainer: Any, module: Any, datamodule: Any, folder: Path) -> dict[str, float]:
+    """Lightning's test loop for `protocol=test`, else the protocol object on the ready module."""
+    protocol = build(node)
+    if protocol_name(node) == "test":
+        results = trainer.test(module, datamodule=datamodule, verbose=False)
+        return {k: float(v) for result in results for k, v in result.items()}
+    return protocol(module, datamodule, folder)
+
+
+def protocol_name(node: DictConfig) -> str:
+    """`quintet.protocols.generate.Generate` -> `generate`."""
+    return node._target_.split(".")[-2]
+
+
+def find_checkpoint(request: DictConfig) -> Path:
+    """`ckpt=`, else the run's best, else its last checkpoint."""
+    if request.ckpt:
+        return Path(request.ckpt)
+    folder = Path(request.run) / "checkpoints"
+    for name in ("best.ckpt", "last.ckpt", "last.ckpt.previous"):
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"run '{request.run}' has no checkpoint in {folder}: train it first, or say ckpt=FILE")
+
+
+def load_module(cfg: DictConfig, path: Path) -> Any:
+    """The model class of the configuration with the checkpoint's weights; refuses another model's checkpoint."""
+    stored = load_checkpoint(path).get("quintet_config", {}).get("model", {}).get("_target_")
+    wanted = cfg.model._target_
+    if stored is not None and stored != wanted:
+        raise UserError(f"checkpoint '{path}' holds {stored.rpartition('.')[2]}, not {wanted.rpartition('.')[2]}")
+    try:
+        return get_class(wanted).load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"checkpoint '{path}' does not fit {wanted.rpartition('.')[2]}: {reason}") from error
+
+
+def check_facts(module: Any, datamodule: Any) -> None:
+    """What the model was sized for must be what the data has: class counts, speakers in order, rates."""
+    known = dict(module.hparams.get("facts") or {})
+    for key, value in known.items():
+        given = datamodule.facts.get(key)
+        if given != value:
+            raise UserError(f"the data's {key} is {_few(given)}, but the checkpoint was trained with {_few(value)}")
+
+
+def _few(value: Any) -> str:
+    text = str(value)
+    return text if len(text) < 80 else f"{text[:77]}... ({len(value)} entries)"
+
+
+def report(
+    cfg: DictConfig, request: DictConfig, metrics: dict[str, float], folder: Path, command: str, seconds: float
+) -> None:
+    """Write result.json, publish it when asked, print the table."""
+    paper = OmegaConf.to_container(cfg.paper) or {}
+    rows = [{"metric": k, "value": v, "unit": unit_of(k), "paper": paper.get(k)} for k, v in metrics.items()]
+    paths = [folder / "result.json"]
+    if request.publish:
+        paths.append(REPOSITORY / "docs" / "results" / f"{request.publish}.json")
+    for path in paths:
+        write_result(
+            path,
+            title=cfg.name,
+            rows=rows,
+            protocol=protocol_name(request.protocol),
+            data=Path(str(cfg.data.get("root") or cfg.data._target_)).name,
+            subset=bool(request.subset),
+            seconds=seconds,
+            command=command,
+            extra={"training": training_facts(cfg, request)},
+        )
+    table = Table(title=f"{cfg.name} · {protocol_name(request.protocol)}", title_justify="left")
+    for column in ("metric", "ours", "paper", "unit"):
+        table.add_column(column)
+    for row in rows:
+        known = "" if row["paper"] is None else f"{row['paper']:g}"
+        table.add_row(row["metric"], f"{row['value']:.5g}", known, row["unit"])
+    Console().print(table)
+    print(f"written: {', '.join(str(p) for p in paths)}")
+
+
+def training_facts(cfg: DictConfig, request: DictConfig) -> dict[str, Any]:
+    """Steps and trainer limits of the run behind a number, for the results page."""
+    state = load_checkpoint(find_checkpoint(request))
+    limits = {k: cfg.trainer.get(k) for k in ("max_steps", "max_epochs", "max_time", "precision")}
+    return {"steps": int(state["global_step"]), "epoch": int(state["epoch"])} | {k: v for k, v in limits.items() if v}
+
+
+def unit_of(metric: str) -> str:
+    """Unit by naming convention."""
+    name = metric.rpartition("/")[2]
+    units = {"bits": "bits/sample", "nats": "nats/sample", "loss": "nats", "seconds": "s", "samples_per_s": "samples/s"}
+    return next((unit for key, unit in units.items() if name.startswith(key)), "")

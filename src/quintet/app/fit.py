@@ -1,0 +1,110 @@
+"""One training run: from a checked configuration to a run directory."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from quintet.app.build import build, build_all
+from quintet.app.run_dir import join_metrics, open_run, say_where, set_aside_metrics, stop_console_log
+from quintet.callbacks.checkpoint import AtomicCheckpointIO, newest_checkpoint
+from quintet.callbacks.provenance import Provenance
+from quintet.callbacks.random_state import RandomState
+from quintet.errors import UserError
+
+
+def fit(cfg: DictConfig) -> dict[str, float]:
+    """Train what `cfg` describes and return the last logged metrics. Errors: UserError for the user's mistakes."""
+    is_main = rank_zero_only.rank == 0
+    torch.set_float32_matmul_precision(cfg.matmul_precision)
+    lightning.seed_everything(cfg.seed, workers=True, verbose=False)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # ours resumes through the datamodule
+    run_dir = open_run(cfg, is_main)
+    checkpoint = _checkpoint_to_resume(cfg, run_dir)
+    try:
+        datamodule, module = build_pair(cfg)
+        if checkpoint is not None and is_main:
+            set_aside_metrics(run_dir)
+        trainer = build_trainer(cfg, run_dir)
+        refuse_multirun_on_many_devices(trainer)
+        if cfg.compile:
+            compile_children(module)
+        trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if v.numel() == 1}
+        if trainer.is_global_zero:
+            join_metrics(run_dir)
+            say_where(run_dir, metrics)
+        return metrics
+    finally:
+        close_loggers()
+        stop_console_log()
+
+
+def build_pair(cfg: DictConfig) -> tuple[Any, Any]:
+    """Data first: its facts (classes, speakers, vocabulary ...) size the model."""
+    datamodule = build(cfg.data)
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    module = build(cfg.model, facts=datamodule.facts)
+    return datamodule, module
+
+
+def build_trainer(cfg: DictConfig, run_dir: Path) -> lightning.Trainer:
+    """The trainer with the house's callbacks before the configured ones and the atomic checkpoint writer."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    callbacks = [RandomState(), Provenance(plain), *build_all(cfg.callbacks)]
+    return build(
+        cfg.trainer,
+        callbacks=callbacks,
+        logger=build_all(cfg.logger) or False,
+        default_root_dir=str(run_dir),
+        use_distributed_sampler=False,  # the datamodules split their own, resumable order over the ranks
+        plugins=[AtomicCheckpointIO()],
+    )
+
+
+def _checkpoint_to_resume(cfg: DictConfig, run_dir: Path) -> Path | None:
+    """The newest complete checkpoint for `resume=` and for a job that SLURM put back in the queue."""
+    requeued = int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
+    if not cfg.resume and not requeued:
+        return None
+    found = newest_checkpoint(run_dir / "checkpoints")
+    if found is None and cfg.resume:
+        raise UserError(f"nothing to resume in '{cfg.resume}': no complete checkpoint in {run_dir / 'checkpoints'}")
+    return found
+
+
+def refuse_multirun_on_many_devices(trainer: lightning.Trainer) -> None:
+    """`devices=auto` is only known now: the same guard as `check_multirun` (decision 6)."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized() or HydraConfig.get().mode is None or trainer.world_size == 1:
+        return
+    hydra = HydraConfig.get()
+    launcher = str(hydra.runtime.choices.get("hydra/launcher"))
+    forked = type(trainer.strategy.launcher).__name__ == "_MultiProcessingLauncher"
+    if hydra.mode.name == "MULTIRUN" and "submitit" not in launcher and not forked:
+        raise UserError("--multirun found several devices: add trainer.devices=1, or use launcher=slurm")
+
+
+def compile_children(module: torch.nn.Module) -> None:
+    """torch.compile each child in place: parameter names, and so checkpoints, stay free of `_orig_mod.`."""
+    for child in module.children():
+        child.compile()
+
+
+def close_loggers() -> None:
+    """End the W&B run, also after a crash (decision 7), without importing wandb for the others."""
+    import sys
+
+    if "wandb" in sys.modules and sys.modules["wandb"].run is not None:
+        crashed = sys.exc_info()[0] is not None
+        sys.modules["wandb"].finish(exit_code=1 if crashed else 0)

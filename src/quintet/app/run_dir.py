@@ -1,0 +1,106 @@
+"""The run directory: configuration, environment, console log, metrics, checkpoints, media."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from quintet.machine import hardware, versions
+from quintet.results import commit
+
+LAYOUT = ("checkpoints", "media")
+
+
+def open_run(cfg: DictConfig, is_main: bool) -> Path:
+    """Create the run directory and write config.yaml and environment.json (rank 0); start the console log."""
+    run_dir = Path(cfg.run_dir)
+    for name in LAYOUT:
+        (run_dir / name).mkdir(parents=True, exist_ok=True)
+    if is_main:
+        OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
+        facts = {"command": " ".join(sys.argv)} | commit() | {"hardware": hardware(), "versions": versions()}
+        (run_dir / "environment.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        start_console_log(run_dir / "console.log")
+    return run_dir
+
+
+def start_console_log(path: Path) -> None:
+    """Log lines and warnings go to the screen and to `path`; progress bars only to the screen."""
+    root = logging.getLogger()
+    root.setLevel(logging.INFO)
+    form = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S")
+    for handler in (logging.StreamHandler(sys.stdout), logging.FileHandler(path, encoding="utf-8")):
+        handler.setFormatter(form)
+        root.addHandler(handler)
+    logging.captureWarnings(True)
+    for name in ("numba", "matplotlib", "datasets", "fsspec", "urllib3"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def stop_console_log() -> None:
+    """Close the handlers, so that a second job in this process starts its own log."""
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if isinstance(handler, logging.FileHandler) or type(handler) is logging.StreamHandler:
+            root.removeHandler(handler)
+            handler.close()
+
+
+def set_aside_metrics(run_dir: Path) -> None:
+    """Move metrics.csv away before resuming: Lightning's CSV logger deletes what it finds."""
+    path = run_dir / "metrics.csv"
+    if path.exists():
+        part = len(list(run_dir.glob("metrics.part*.csv")))
+        path.rename(run_dir / f"metrics.part{part}.csv")
+
+
+def join_metrics(run_dir: Path) -> None:
+    """One metrics.csv from the parts of a resumed run; a later part replaces the steps it did again."""
+    parts = sorted(run_dir.glob("metrics.part*.csv"))
+    path = run_dir / "metrics.csv"
+    if not parts or not path.exists():
+        return
+    rows: list[dict[str, str]] = []
+    for file in [*parts, path]:
+        with file.open(newline="", encoding="utf-8") as handle:
+            new = list(csv.DictReader(handle))
+        first = min((int(r["step"]) for r in new), default=sys.maxsize)
+        rows = [r for r in rows if int(r["step"]) < first] + new
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    joined = path.with_suffix(".joined")
+    with joined.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    joined.replace(path)
+    for file in parts:
+        file.unlink()
+
+
+def say_where(run_dir: Path, metrics: dict[str, float]) -> None:
+    """The closing lines of train.py: where checkpoint, metrics, sound and pictures lie."""
+    shown = {k: v for k, v in metrics.items() if k.startswith(("val/", "train/loss"))}
+    print("\n" + "  ".join(f"{k} {v:.4f}" for k, v in list(shown.items())[:6]))
+    media = sorted((run_dir / "media").rglob("*.*"))
+    found = {
+        "checkpoints": sorted((run_dir / "checkpoints").glob("*.ckpt")),
+        "metrics": [run_dir / "metrics.csv"],
+        "sound": [p for p in media if p.suffix == ".wav"],
+        "pictures": [p for p in media if p.suffix == ".png"],
+        "configuration": [run_dir / "config.yaml"],
+    }
+    print(f"\nThe run is in {_short(run_dir)}")
+    for what, files in found.items():
+        for file in files:
+            if file.exists():
+                print(f"  {what:14s} {_short(file)}")
+    print(f"\nNext: python eval.py run={_short(run_dir)}")
+
+
+def _short(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

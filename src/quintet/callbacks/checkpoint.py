@@ -1,0 +1,105 @@
+"""Checkpoints that survive: written aside and renamed, plain values only, the one before kept until then."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from quintet.errors import UserError
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write to a temporary file, flush to disk, rename: a kill or a full disk never leaves half a checkpoint."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
+        """Save `checkpoint` at `path`; the file that stood there stays as `<name>.previous` until the next save."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(target.name + ".partial")
+        try:
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into RuntimeError
+            partial.unlink(missing_ok=True)
+            kept = f"the checkpoint before it is intact at {target}" if target.exists() else "none was there before"
+            reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+            raise UserError(
+                f"could not write checkpoint {target}: {reason}; {kept}; free space and use resume="
+            ) from error
+        _keep_previous(target)
+        partial.replace(target)
+
+
+def _keep_previous(target: Path) -> None:
+    """Hard-link the old file aside, so that a complete checkpoint exists at every moment."""
+    if not target.exists():
+        return
+    link = target.with_name(target.name + ".link")
+    link.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # file systems without hard links: the rename alone is still atomic
+        os.link(target, link)
+        link.replace(target.with_name(target.name + ".previous"))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Load plain values and tensors (weights_only); UserError when the file is missing, cut off or not plain."""
+    if not path.is_file():
+        raise UserError(f"no checkpoint at '{path}'")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(
+            f"'{path}' is no readable checkpoint ({type(error).__name__}): cut off, or not plain values"
+        ) from error
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest file in `folder` that loads completely; broken ones are passed over with a warning."""
+    files = [*folder.glob("last.ckpt*"), *folder.glob("best.ckpt")]
+    for path in sorted(files, key=lambda p: p.stat().st_mtime, reverse=True):
+        if path.suffix == ".partial":
+            continue
+        try:
+            load_checkpoint(path)
+        except UserError as error:
+            print(f"warning: {error}; falling back to the one before")
+            continue
+        return path
+    return None
+
+
+class LastCheckpoint(Checkpoint):
+    """`last.ckpt` every `every_n_steps` optimiser steps, when training stops, and after each epoch's validation."""
+
+    def __init__(self, dirpath: str, every_n_steps: int = 500) -> None:
+        self.path = Path(dirpath) / "last.ckpt"
+        self.every_n_steps = every_n_steps
+        self._saved_step = -1
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *args: Any) -> None:
+        """Save at a step boundary; Lightning counts a batch as completed only after this hook and allows for it."""
+        due = trainer.global_step % self.every_n_steps == 0
+        ends = trainer.should_stop or trainer.global_step == trainer.max_steps
+        if trainer.global_step != self._saved_step and (due or ends):
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Save after a complete epoch; one that was stopped half-way was saved at its last batch."""
+        complete = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if complete and not trainer.sanity_checking:
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        if trainer.fast_dev_run:
+            return
+        trainer.save_checkpoint(self.path)
+        self._saved_step = trainer.global_step

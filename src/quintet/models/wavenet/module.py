@@ -1,0 +1,225 @@
+"""WaveNet as a LightningModule: the loss, the held-out metrics, the optimiser, and what to listen to.
+
+Legend: B batch, L window = context + C, C predicted samples, Q mu-law classes, P phones, F frames of 160 samples.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.nn import functional as nnf
+from torchmetrics.classification import MulticlassAccuracy
+
+from quintet.data.batches import AudioBatch
+from quintet.errors import UserError
+from quintet.models.wavenet.metrics import NATS_PER_BIT, SampleNats
+from quintet.models.wavenet.network import WaveNet, WaveNetConfig
+from quintet.models.wavenet.optimizer import OptimizerConfig, build_optimizer, from_mapping
+
+CONDITIONS = ("speaker", "tags", "local")
+
+
+class WaveNetModule(LightningModule):
+    """van den Oord et al. 2016; `facts` are the data module's plain values (speakers, tags, local channels, phones)."""
+
+    batch_type = AudioBatch
+
+    def __init__(
+        self,
+        network: WaveNetConfig,
+        optimizer: OptimizerConfig,
+        facts: dict,
+        conditions: Sequence[str] = CONDITIONS,
+        frame_loss_weight: float = 1.0,
+        media_seconds: float = 1.0,
+        media_count: int = 2,
+    ) -> None:
+        super().__init__()
+        config = from_mapping(WaveNetConfig, network, "model.network")
+        self.optimizer_config = from_mapping(OptimizerConfig, optimizer, "model.optimizer")
+        # Plain values only: the checkpoint loads with weights_only and without Hydra.
+        network, optimizer = _plain(asdict(config)), _plain(asdict(self.optimizer_config))
+        facts, conditions = _plain(facts), _plain(conditions)
+        self.save_hyperparameters()
+        self.facts, self.conditions = facts, conditions
+        self.network = build_network(config, facts, conditions)
+        self.recognises = config.recognition is not None
+        self.val_nats = SampleNats(len(facts["speakers"]))
+        self.test_nats = SampleNats(len(facts["speakers"]))
+        if self.recognises:
+            self.val_frames = _frame_accuracy(facts)
+            self.test_frames = _frame_accuracy(facts)
+
+    @property
+    def receptive_field(self) -> int:
+        """Samples of the past that one prediction sees, context stack included."""
+        return self.network.receptive_field
+
+    def on_fit_start(self) -> None:
+        milliseconds = 1000 * self.receptive_field / self.facts["sample_rate"]
+        rank_zero_info(f"WaveNet receptive field: {self.receptive_field} samples = {milliseconds:.1f} ms")
+
+    def on_before_batch_transfer(self, batch: AudioBatch, dataloader_idx: int) -> AudioBatch:
+        check_batch(batch, self.facts, self.conditions)
+        return batch
+
+    def condition(self, batch: AudioBatch) -> dict[str, Tensor | None]:
+        """The network's conditioning arguments from a batch, after a look at whether they fit this network."""
+        check_batch(batch, self.facts, self.conditions)
+        given = {"speaker": batch.speaker, "tags": batch.tags, "local": batch.local}
+        kept = {name: given[name] if name in self.conditions else None for name in given}
+        return {"speaker_b": kept["speaker"], "tags_bn": kept["tags"], "local_bft": kept["local"]}
+
+    def forward(self, batch: AudioBatch) -> tuple[Tensor, Tensor | None]:
+        """Logits (B, Q, C) of the last C samples, and of their phone frames (B, P, C / 160) or None."""
+        chunk = batch.mask.shape[1]
+        condition, phone_logits = self.condition(batch), None
+        if self.recognises:
+            # The whole window, so that the frames lie where their labels lie; the last logit has no target.
+            logits, phone_logits = self.network.forward_with_phones(batch.audio, **condition)
+            logits, phone_logits = logits[..., :-1], phone_logits[..., -batch.phones.shape[1] :]
+        else:
+            logits = self.network(batch.audio[:, :-1], **condition)
+        return logits[..., -chunk:], phone_logits
+
+    def sample_nats(self, batch: AudioBatch, logits_bqc: Tensor) -> Tensor:
+        """Summed next-sample cross-entropy (B,) in nats, over real targets with a filled receptive field."""
+        targets_bc = batch.audio[:, -batch.mask.shape[1] :]
+        nats_bc = nnf.cross_entropy(logits_bqc.float(), targets_bc, reduction="none")
+        return (nats_bc * batch.mask).sum(1)
+
+    def _losses(self, batch: AudioBatch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Loss (B,), summed nats (B,) and phone logits of one batch."""
+        logits, phone_logits = self(batch)
+        nats_b = self.sample_nats(batch, logits)
+        loss_b = nats_b / batch.mask.sum(1).clamp(min=1)
+        if phone_logits is not None:
+            loss_b = loss_b + self.hparams["frame_loss_weight"] * _frame_losses(phone_logits, batch.phones)
+        return loss_b, nats_b, phone_logits
+
+    def example_losses(self, batch: AudioBatch) -> Tensor:
+        """Nats per real target of every example (B,); with recognition plus the weighted frame loss (section 3.4)."""
+        return self._losses(batch)[0]
+
+    def training_step(self, batch: AudioBatch, batch_idx: int) -> Tensor:
+        loss = self.example_losses(batch).mean()
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.audio))
+        return loss
+
+    def validation_step(self, batch: AudioBatch, batch_idx: int) -> None:
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: AudioBatch, batch_idx: int) -> None:
+        self._evaluate(batch, "test")
+
+    def _evaluate(self, batch: AudioBatch, stage: str) -> None:
+        _, nats_b, phone_logits = self._losses(batch)
+        getattr(self, f"{stage}_nats").update(nats_b, batch.mask.sum(1), batch.speaker)
+        if phone_logits is not None:
+            getattr(self, f"{stage}_frames").update(phone_logits.float(), batch.phones)
+
+    def on_validation_epoch_end(self) -> None:
+        self._report("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._report("test")
+
+    def _report(self, stage: str) -> None:
+        """Log exact nats and bits per sample, overall and per speaker, and the frame accuracy."""
+        metric = getattr(self, f"{stage}_nats")
+        nats, nats_s = metric.compute()
+        metric.reset()
+        self._log(f"{stage}/nats", nats)
+        self._log(f"{stage}/bits", nats / NATS_PER_BIT, prog_bar=True)
+        for name, speaker_nats in zip(self.facts["speakers"], nats_s, strict=False):
+            if not speaker_nats.isnan():
+                self._log(f"{stage}/bits_{name}", speaker_nats / NATS_PER_BIT)
+        if self.recognises:
+            frames = getattr(self, f"{stage}_frames")
+            self._log(f"{stage}/frame_accuracy", frames.compute(), prog_bar=True)
+            frames.reset()
+
+    def _log(self, name: str, value: Tensor, prog_bar: bool = False) -> None:
+        # Already the same on every rank: torchmetrics has added the ranks' sums.
+        self.log(name, value.float(), prog_bar=prog_bar, sync_dist=False)
+
+    def configure_optimizers(self) -> dict:
+        return build_optimizer(self, self.optimizer_config)
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Refuse weights of another network with one line rather than a page of tensor names."""
+        ours, theirs = self.state_dict(), checkpoint["state_dict"]
+        odd = [k for k in theirs if k not in ours or ours[k].shape != theirs[k].shape] + [k for k in ours if k not in theirs]
+        if odd:
+            raise UserError(f"The checkpoint is not of this WaveNet: {len(odd)} tensors differ, first {odd[0]!r}; use the run's own config")
+
+    def make_media(self, datamodule, out_dir: Path) -> list[Path]:
+        """A few generated utterances beside held-out ones, as .wav and pictures under `out_dir`."""
+        from quintet.models.wavenet.media import make_media
+
+        return make_media(self, datamodule, Path(out_dir), self.hparams["media_seconds"], self.hparams["media_count"])
+
+
+def build_network(config: WaveNetConfig, facts: dict, conditions: Sequence[str]) -> WaveNet:
+    """The network whose sizes come from the data, conditioned on what is wanted and the data offers."""
+    unknown = [name for name in conditions if name not in CONDITIONS]
+    if unknown:
+        raise UserError(f"model.conditions has {unknown[0]!r}: use any of {', '.join(CONDITIONS)}")
+    if config.recognition is not None and not facts["phones"]:
+        raise UserError("model.network.recognition needs phone labels, and the data has none: use data=timit or data=ljspeech")
+    local = facts["local_channels"] if "local" in conditions else 0
+    return WaveNet(
+        config,
+        num_classes=facts["num_classes"],
+        num_speakers=len(facts["speakers"]) if "speaker" in conditions else 0,
+        num_tags=len(facts["tags"]) if "tags" in conditions else 0,
+        local_channels=local,
+        hop_length=facts["hop_length"] if local else 0,
+        num_phones=len(facts["phones"]) if config.recognition is not None else 0,
+    )
+
+
+def check_batch(batch: AudioBatch, facts: dict, conditions: Sequence[str]) -> None:
+    """A batch that does not fit the network is a UserError that says which part and what was expected."""
+    speakers, tags, channels = len(facts["speakers"]), len(facts["tags"]), facts["local_channels"]
+    if "speaker" in conditions and speakers and not _speakers_fit(batch.speaker, speakers):
+        found = "none" if batch.speaker is None else int(batch.speaker.max())
+        raise UserError(f"batch.speaker is {found}, the model knows speakers 0..{speakers - 1}: {', '.join(facts['speakers'])}")
+    if "tags" in conditions and tags and (batch.tags is None or batch.tags.shape[1] != tags):
+        found = 0 if batch.tags is None else batch.tags.shape[1]
+        raise UserError(f"batch.tags has {found} tags, the model was built for {tags}: use the data it was trained on")
+    if "local" in conditions and channels and (batch.local is None or batch.local.shape[1] != channels):
+        found = 0 if batch.local is None else batch.local.shape[1]
+        raise UserError(f"batch.local has {found} channels, the model was built for {channels}: check data.features")
+
+
+def _speakers_fit(speaker_b: Tensor | None, speakers: int) -> bool:
+    if speaker_b is None:
+        return False
+    # Looking at values on a GPU would make it wait every step: there the batch was looked at before the transfer.
+    return speaker_b.is_cuda or 0 <= int(speaker_b.min()) <= int(speaker_b.max()) < speakers
+
+
+def _frame_losses(phone_logits_bpf: Tensor, phones_bf: Tensor) -> Tensor:
+    """Mean frame cross-entropy (B,) in nats over labelled frames; 0 where an example has none."""
+    nats_bf = nnf.cross_entropy(phone_logits_bpf.float(), phones_bf, ignore_index=-100, reduction="none")
+    return nats_bf.sum(1) / (phones_bf != -100).sum(1).clamp(min=1)
+
+
+def _frame_accuracy(facts: dict) -> MulticlassAccuracy:
+    return MulticlassAccuracy(num_classes=len(facts["phones"]), average="micro", ignore_index=-100)
+
+
+def _plain(value: object) -> object:
+    """Mappings, sequences and numpy scalars as dicts, lists and Python values, for a weights_only checkpoint."""
+    if hasattr(value, "items"):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    if isinstance(value, torch.Tensor) or hasattr(value, "item"):
+        return value.item()
+    return value

@@ -1,0 +1,71 @@
+"""Adam and the learning-rate schedules known from the public implementations (the paper names none)."""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import nn
+
+from quintet.errors import UserError
+
+SCHEDULES = ("constant", "halve_every", "exponential")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Everything under `model.optimizer`; steps are optimiser steps, not epochs."""
+
+    name: str = "adam"
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    halve_every_steps: int = 200_000
+    decay_rate: float = 0.5
+    decay_steps: int = 200_000
+
+    def __post_init__(self) -> None:
+        if self.name not in ("adam", "adamw"):
+            raise UserError(f"model.optimizer.name={self.name!r} is unknown: use adam or adamw")
+        if self.schedule not in SCHEDULES:
+            raise UserError(f"model.optimizer.schedule={self.schedule!r} is unknown: use one of {', '.join(SCHEDULES)}")
+        if not self.lr > 0:
+            raise UserError(f"model.optimizer.lr={self.lr} must be above 0")
+        if self.halve_every_steps < 1 or self.decay_steps < 1:
+            raise UserError("model.optimizer.halve_every_steps and .decay_steps must be at least 1")
+
+
+def lr_factor(config: OptimizerConfig, step: int) -> float:
+    """What the base rate is multiplied by at optimiser step `step` (0 for the first one)."""
+    warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    if config.schedule == "halve_every":
+        return warmup * 0.5 ** (step // config.halve_every_steps)
+    if config.schedule == "exponential":
+        return warmup * config.decay_rate ** (step / config.decay_steps)
+    return warmup
+
+
+def build_optimizer(module: nn.Module, config: OptimizerConfig) -> dict:
+    """Lightning's dictionary of optimiser and per-step scheduler."""
+    cls = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
+    optimizer = cls(
+        module.parameters(),
+        lr=config.lr,
+        betas=tuple(config.betas),
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+    )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(config, step))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
+
+
+def from_mapping(cls: type, values: object, where: str) -> object:
+    """The dataclass `cls` from a plain mapping; an unknown key is a UserError that lists the legal ones."""
+    if isinstance(values, cls):
+        return values
+    legal = [field.name for field in fields(cls)]
+    unknown = [key for key in values if key not in legal]
+    if unknown:
+        raise UserError(f"{where} has no key {unknown[0]!r}: legal keys are {', '.join(legal)}")
+    return cls(**values)

@@ -1,0 +1,12 @@
+"""The default protocol: the test loop that eval.py has run says it all."""
+
+from pathlib import Path
+
+
+class Test:
+    """Adds nothing to the test loop's own metrics (`test/bits`, `test/bits_<speaker>`, `test/frame_accuracy`)."""
+
+    __test__ = False  # not a pytest class
+
+    def __call__(self, module, datamodule, run_dir: Path) -> dict[str, float]:
+        return {}
