@@ -1,3 +1,7 @@
 """Quintet: five landmark papers, one Lightning + Hydra harness."""
 
+from quintet import compat
+
 __version__ = "0.1.0"
+
+compat.install()

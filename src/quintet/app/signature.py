@@ -28,7 +28,7 @@ def module_file(dotted: str) -> Path | None:
     """The source file of a module, without importing its parent packages."""
     top, *rest = dotted.split(".")
     spec = importlib.util.find_spec(top) if top not in sys.modules else sys.modules[top].__spec__
-    if spec is None or spec.origin is None:
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):  # built in or frozen
         return None
     if not rest:
         return Path(spec.origin)

@@ -77,14 +77,12 @@ class WaveNetModule(LightningModule):
     def forward(self, batch: AudioBatch) -> tuple[Tensor, Tensor | None]:
         """Logits (B, Q, C) of the last C samples, and of their phone frames (B, P, C / 160) or None."""
         chunk = batch.mask.shape[1]
-        condition, phone_logits = self.condition(batch), None
+        condition = self.condition(batch)
         if self.recognises:
             # The whole window, so that the frames lie where their labels lie; the last logit has no target.
-            logits, phone_logits = self.network.forward_with_phones(batch.audio, **condition)
-            logits, phone_logits = logits[..., :-1], phone_logits[..., -batch.phones.shape[1] :]
-        else:
-            logits = self.network(batch.audio[:, :-1], **condition)
-        return logits[..., -chunk:], phone_logits
+            logits, phone_logits = self.network.forward_with_phones(batch.audio, **condition, last=chunk + 1)
+            return logits[..., :-1], phone_logits
+        return self.network(batch.audio[:, :-1], **condition, last=chunk), None
 
     def sample_nats(self, batch: AudioBatch, logits_bqc: Tensor) -> Tensor:
         """Summed next-sample cross-entropy (B,) in nats, over real targets with a filled receptive field."""
