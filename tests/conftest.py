@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import quintet  # noqa: F401  before Lightning: see quintet.compat
+
 REPOSITORY = Path(__file__).parents[1]
 
 # Two test processes on two cores: more threads only fight.

@@ -70,7 +70,11 @@ def test_resume_after_a_kill_is_exact(house, whole):
     command = [sys.executable, "train.py", *TINY, f"trainer.max_steps={STEPS}", "trainer.limit_train_batches=4"]
     command += ["callbacks.last.every_n_steps=1", "name=test", "run_id=killed", *house.paths]
     process = subprocess.Popen(
-        command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        command,
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     run = house.folder / "logs" / "test" / "killed"
     deadline = time.monotonic() + 120

@@ -1,6 +1,6 @@
 """A data order that is a function of (seed, epoch), and a DataModule that resumes in the middle of it."""
 
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Iterator, Sized
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,11 +15,14 @@ class EpochSampler(Sampler[list[int]]):
 
     Several ranks: indices are dealt out in turn and the permutation wraps round by at most `world_size - 1` items
     (or loses the odd ones when `drop_last`), so that every rank takes the same number of batches.
+    `position()` is asked once at the start of each pass and says which epoch and which batch of it come next; without
+    it the passes are epoch `self.epoch` from its start.
     Errors: UserError for an empty split, or a batch larger than it.
     """
 
     def __init__(self, num_items: int, batch_size: int, seed: int = 0, shuffle: bool = True, drop_last: bool = False,
-                 rank: int = 0, world_size: int = 1) -> None:  # fmt: skip
+                 rank: int = 0, world_size: int = 1,
+                 position: Callable[[], tuple[int, int]] | None = None) -> None:  # fmt: skip
         if batch_size < 1:
             raise UserError(f"data.batch_size={batch_size}: give 1 or more")
         if num_items < 1:
@@ -32,22 +35,8 @@ class EpochSampler(Sampler[list[int]]):
         self.num_items, self.batch_size, self.seed = num_items, batch_size, seed
         self.shuffle, self.drop_last = shuffle, drop_last
         self.rank, self.world_size = rank, world_size
-        self.epoch, self.start_batch, self.epoch_shift = 0, 0, 0
-
-    @property
-    def sampler(self) -> "EpochSampler":
-        """Lightning calls `dataloader.batch_sampler.sampler.set_epoch`: let that reach this object."""
-        return self
-
-    def set_epoch(self, epoch: int) -> None:
-        """Move to an epoch; the part to be skipped (`start_batch`) belongs to one epoch only."""
-        epoch -= self.epoch_shift
-        if epoch != self.epoch:
-            self.epoch, self.start_batch = epoch, 0
-
-    def resume(self, epoch: int, batch: int, epoch_shift: int = 0) -> None:
-        """Continue at batch `batch` of data epoch `epoch`; Lightning counts that epoch as `epoch + epoch_shift`."""
-        self.epoch, self.start_batch, self.epoch_shift = epoch, batch, epoch_shift
+        self.position = position or (lambda: (self.epoch, 0))
+        self.epoch = 0
 
     def _items(self) -> list[int]:
         if self.shuffle:
@@ -62,8 +51,9 @@ class EpochSampler(Sampler[list[int]]):
         return order[self.rank :: self.world_size].tolist()
 
     def __iter__(self) -> Iterator[list[int]]:
+        self.epoch, start_batch = self.position()
         items = self._items()
-        for batch in range(self.start_batch, len(self)):
+        for batch in range(start_batch, len(self)):
             yield items[batch * self.batch_size : (batch + 1) * self.batch_size]
 
     def __len__(self) -> int:
@@ -85,42 +75,39 @@ class ResumableLoader(DataLoader):
 
 
 class ResumableDataModule(pl.LightningDataModule):
-    """Stores (epoch, batch) in the checkpoint; a resumed run sees exactly the remaining batches, in the same order.
+    """A resumed run sees exactly the remaining batches, in the same order, wherever it was stopped.
 
-    Needs `Trainer(use_distributed_sampler=False)`. Subclasses build their training loader with `resumable_loader`.
+    The position is derived from Lightning's count of all batches processed so far, which every checkpoint restores.
+    Lightning's own epoch number will not do: after resuming from an epoch's end, or from where max_steps ended one,
+    it runs ahead. Needs `Trainer(use_distributed_sampler=False)` and a training loader from `resumable_loader`.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._position = {"epoch": 0, "batch": 0, "epoch_shift": 0}
+        self._batches_per_epoch = 0
 
     def resumable_loader(self, dataset: Sized, batch_size: int, seed: int, **kwargs: Any) -> DataLoader:
         """The shuffled training loader of this rank, standing where the checkpoint left it."""
         trainer = self.trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
-        sampler = EpochSampler(len(dataset), batch_size, seed, rank=rank, world_size=world)
-        # with worker processes Lightning has the first indices drawn BEFORE it calls set_epoch
-        sampler.resume(**self._position)
+        sampler = EpochSampler(len(dataset), batch_size, seed, rank=rank, world_size=world, position=self.position)
         return ResumableLoader(dataset, batch_sampler=sampler, **kwargs)
 
-    def state_dict(self) -> dict[str, int]:
-        """Where the next batch is: data epoch, batch in it, and by how much Lightning's epoch count runs ahead."""
+    def position(self) -> tuple[int, int]:
+        """(epoch, batch in it) of the next training batch."""
         if self.trainer is None:
-            return dict(self._position)
-        fit = self.trainer.fit_loop
-        epochs, shift = fit.epoch_progress.current, self._position["epoch_shift"]
-        # `processed`: at on_train_batch_end `completed` is still one behind
-        batch = fit.epoch_loop.batch_progress.current.processed
-        if epochs.ready == 0:
-            return dict(self._position)
-        epoch = epochs.ready - 1
-        ended_early = batch < self.trainer.num_training_batches and epochs.processed > epoch
-        if ended_early and fit._iteration_based_training():
-            # max_steps ended the epoch; on resume Lightning calls it the next epoch but keeps counting its batches
-            return {"epoch": epoch - shift, "batch": batch, "epoch_shift": shift + 1}
-        if ended_early or batch >= self.trainer.num_training_batches:
-            return {"epoch": epoch + 1 - shift, "batch": 0, "epoch_shift": shift}
-        return {"epoch": epoch - shift, "batch": batch, "epoch_shift": shift}
+            return 0, 0
+        # `processed`: inside on_train_batch_end `completed` is still one behind
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        batches = self.trainer.num_training_batches
+        # with worker processes the first indices are drawn before Lightning has counted the batches of an epoch
+        batches = batches if isinstance(batches, int) and batches > 0 else self._batches_per_epoch
+        return divmod(done, batches) if batches else (0, 0)
+
+    def state_dict(self) -> dict[str, int]:
+        """Batches of an epoch, for `position` before Lightning knows them again."""
+        batches = self.trainer.num_training_batches if self.trainer is not None else self._batches_per_epoch
+        return {"batches_per_epoch": batches if isinstance(batches, int) else self._batches_per_epoch}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        self._position = {key: int(state_dict.get(key, 0)) for key in ("epoch", "batch", "epoch_shift")}
+        self._batches_per_epoch = int(state_dict["batches_per_epoch"])

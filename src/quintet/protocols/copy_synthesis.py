@@ -13,7 +13,7 @@ MCD_SCALE = 10 * np.sqrt(2) / np.log(10)
 
 
 class CopySynthesis:
-    """Generate `count` test utterances from their features; .wav, pictures and a table under `<run_dir>/copy_synthesis`."""
+    """Generate `count` test utterances from their features; everything lies under `<run_dir>/copy_synthesis`."""
 
     def __init__(
         self, count: int = 4, seconds: float = 2.0, temperature: float = 1.0, seed: int = 0, backend: str = "auto"
@@ -33,7 +33,9 @@ class CopySynthesis:
             media.plot_audio(out_dir / f"{number}.png", titles, rate)
             distances = log_spectral_distance(original_t, wave_t), mel_cepstral_distortion(original_t, wave_t, rate)
             rows.append((str(item["id"]), *distances))
-        write_csv(out_dir / "distances.csv", ("utterance", "log_spectral_distance_db", "mel_cepstral_distortion_db"), rows)
+        write_csv(
+            out_dir / "distances.csv", ("utterance", "log_spectral_distance_db", "mel_cepstral_distortion_db"), rows
+        )
         lsd, mcd = np.mean([row[1:] for row in rows], axis=0)
         return {"copy/log_spectral_distance_db": float(lsd), "copy/mel_cepstral_distortion_db": float(mcd)}
 

@@ -17,7 +17,9 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence]) -> Pa
     return path
 
 
-def plot_matrix(path: Path, values: np.ndarray, labels: Sequence[str], title: str, axes: tuple[str, str], unit: str) -> Path:
+def plot_matrix(
+    path: Path, values: np.ndarray, labels: Sequence[str], title: str, axes: tuple[str, str], unit: str
+) -> Path:
     """A square matrix as a picture: `axes` name the rows and the columns, `unit` the colour bar."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -12,6 +12,7 @@ from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.nn import functional as nnf
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from quintet.data.batches import AudioBatch
@@ -51,8 +52,8 @@ class WaveNetModule(LightningModule):
         self.val_nats = SampleNats(len(facts["speakers"]))
         self.test_nats = SampleNats(len(facts["speakers"]))
         if self.recognises:
-            self.val_frames = _frame_accuracy(facts)
-            self.test_frames = _frame_accuracy(facts)
+            self.val_frames, self.test_frames = _frame_accuracy(facts), _frame_accuracy(facts)
+            self.val_joint, self.test_joint = MeanMetric(), MeanMetric()
 
     @property
     def receptive_field(self) -> int:
@@ -115,10 +116,11 @@ class WaveNetModule(LightningModule):
         self._evaluate(batch, "test")
 
     def _evaluate(self, batch: AudioBatch, stage: str) -> None:
-        _, nats_b, phone_logits = self._losses(batch)
+        loss_b, nats_b, phone_logits = self._losses(batch)
         getattr(self, f"{stage}_nats").update(nats_b, batch.mask.sum(1), batch.speaker)
         if phone_logits is not None:
             getattr(self, f"{stage}_frames").update(phone_logits.float(), batch.phones)
+            getattr(self, f"{stage}_joint").update(loss_b, batch.mask.sum(1))
 
     def on_validation_epoch_end(self) -> None:
         self._report("val")
@@ -127,7 +129,7 @@ class WaveNetModule(LightningModule):
         self._report("test")
 
     def _report(self, stage: str) -> None:
-        """Log exact nats and bits per sample, overall and per speaker, and the frame accuracy."""
+        """Log exact nats and bits per sample, overall and per speaker, the frame accuracy, and the joint loss."""
         metric = getattr(self, f"{stage}_nats")
         nats, nats_s = metric.compute()
         metric.reset()
@@ -139,7 +141,12 @@ class WaveNetModule(LightningModule):
         if self.recognises:
             frames = getattr(self, f"{stage}_frames")
             self._log(f"{stage}/frame_accuracy", frames.compute(), prog_bar=True)
+            joint = getattr(self, f"{stage}_joint")
+            self._log(f"{stage}/loss", joint.compute())
             frames.reset()
+            joint.reset()
+        else:
+            self._log(f"{stage}/loss", nats)
 
     def _log(self, name: str, value: Tensor, prog_bar: bool = False) -> None:
         # Already the same on every rank: torchmetrics has added the ranks' sums.
@@ -151,9 +158,14 @@ class WaveNetModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Refuse weights of another network with one line rather than a page of tensor names."""
         ours, theirs = self.state_dict(), checkpoint["state_dict"]
-        odd = [k for k in theirs if k not in ours or ours[k].shape != theirs[k].shape] + [k for k in ours if k not in theirs]
+        odd = [k for k in theirs if k not in ours or ours[k].shape != theirs[k].shape] + [
+            k for k in ours if k not in theirs
+        ]
         if odd:
-            raise UserError(f"The checkpoint is not of this WaveNet: {len(odd)} tensors differ, first {odd[0]!r}; use the run's own config")
+            raise UserError(
+                f"The checkpoint is not of this WaveNet: {len(odd)} tensors differ, first {odd[0]!r}; "
+                "use the run's own config, or a checkpoint of this one"
+            )
 
     def make_media(self, datamodule, out_dir: Path) -> list[Path]:
         """A few generated utterances beside held-out ones, as .wav and pictures under `out_dir`."""
@@ -168,7 +180,9 @@ def build_network(config: WaveNetConfig, facts: dict, conditions: Sequence[str])
     if unknown:
         raise UserError(f"model.conditions has {unknown[0]!r}: use any of {', '.join(CONDITIONS)}")
     if config.recognition is not None and not facts["phones"]:
-        raise UserError("model.network.recognition needs phone labels, and the data has none: use data=timit or data=ljspeech")
+        raise UserError(
+            "model.network.recognition needs phone labels, and the data has none: use data=timit or data=ljspeech"
+        )
     local = facts["local_channels"] if "local" in conditions else 0
     return WaveNet(
         config,
@@ -186,7 +200,9 @@ def check_batch(batch: AudioBatch, facts: dict, conditions: Sequence[str]) -> No
     speakers, tags, channels = len(facts["speakers"]), len(facts["tags"]), facts["local_channels"]
     if "speaker" in conditions and speakers and not _speakers_fit(batch.speaker, speakers):
         found = "none" if batch.speaker is None else int(batch.speaker.max())
-        raise UserError(f"batch.speaker is {found}, the model knows speakers 0..{speakers - 1}: {', '.join(facts['speakers'])}")
+        raise UserError(
+            f"batch.speaker is {found}, the model knows speakers 0..{speakers - 1}: {', '.join(facts['speakers'])}"
+        )
     if "tags" in conditions and tags and (batch.tags is None or batch.tags.shape[1] != tags):
         found = 0 if batch.tags is None else batch.tags.shape[1]
         raise UserError(f"batch.tags has {found} tags, the model was built for {tags}: use the data it was trained on")

@@ -1,0 +1,205 @@
+"""Audio of any source as mu-law windows, with speakers, tags, local conditioning and phones where the source has them."""
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader
+
+from quintet.data.audio.chunks import ChunkDataset, Utterances, collate
+from quintet.data.audio.recording import Recording, Source
+from quintet.data.audio.split import SPLITS, split_names, subset
+from quintet.data.audio.store import FORMAT, ListColumn, build_once, digest, warn_bad_files, write_store
+from quintet.data.batches import AudioBatch
+from quintet.data.resumable import EpochSampler, ResumableDataModule
+from quintet.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class AudioDataModule(ResumableDataModule):
+    """Windows of C = `chunk_samples` targets after `context` positions of history, see AudioBatch.
+
+    source: a quintet.data.audio Source. features: local conditioning, or null. phones: frame labels, or null.
+    context: samples of history; null takes the network's receptive field. Audio is mixed down to one channel.
+    """
+
+    batch_type = AudioBatch
+
+    def __init__(self, source: Source, sample_rate: int, chunk_samples: int, batch_size: int, cache_dir: str,
+                 root: str | None = None, features: Any = None, phones: Any = None, quantization: int = 256,
+                 num_workers: int = 0, val_fraction: float = 0.1, test_fraction: float = 0.1, seed: int = 0,
+                 on_bad_file: str = "error", resample: bool = False, context: int | None = None,
+                 max_utterances: int | None = None, pin_memory: bool = False) -> None:  # fmt: skip
+        super().__init__()
+        self.source, self.features, self.phones, self.root = source, features, phones, root
+        self.sample_rate, self.quantization, self.resample = sample_rate, quantization, resample
+        self.chunk_samples, self.batch_size, self.context = chunk_samples, batch_size, context
+        self.val_fraction, self.test_fraction, self.seed = val_fraction, test_fraction, seed
+        self.on_bad_file, self.max_utterances = on_bad_file, max_utterances
+        self.cache_dir, self.num_workers, self.pin_memory = Path(cache_dir), num_workers, pin_memory
+        self._splits: dict[str, Utterances] = {}
+        self._check()
+
+    def _check(self) -> None:
+        if self.on_bad_file not in ("error", "skip"):
+            raise UserError(f"data.on_bad_file={self.on_bad_file}: choose error or skip")
+        if not 2 <= self.quantization <= 65536:
+            raise UserError(f"data.quantization={self.quantization}: give 2 to 65536 classes")
+        if self.chunk_samples < 1 or self.chunk_samples % self.grid:
+            raise UserError(
+                f"data.chunk_samples={self.chunk_samples} must be a multiple of {self.grid} samples, the frame length"
+            )
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per local-conditioning frame, 0 without."""
+        return self.features.hop_length(self.sample_rate) if self.features else 0
+
+    @property
+    def grid(self) -> int:
+        """Windows start at multiples of this many samples: on the border of every kind of frame."""
+        return math.lcm(self.hop_length or 1, self.phones.frame if self.phones else 1)
+
+    @cached_property
+    def _recordings(self) -> list[Recording]:
+        return subset(self.source.recordings(self.cache_dir), self.max_utterances, self.seed)
+
+    @cached_property
+    def _folder(self) -> Path:
+        """Where the decoded audio of exactly these files lies."""
+        files = self.source.fingerprint(self._recordings)
+        key = digest(FORMAT, files, self.sample_rate, self.resample, self.on_bad_file)
+        return self.cache_dir / "audio" / key
+
+    def prepare_data(self) -> None:
+        """Unpack, decode and extract once; safe when several processes do it at the same time."""
+        args = (self.source, self._recordings, self.sample_rate, self.resample, self.on_bad_file)
+        build_once(self._folder, lambda folder: write_store(folder, *args))
+        for extractor in (self.features, self.phones):
+            if extractor:
+                extractor.build(self._folder, self._stored(), self.sample_rate, self.cache_dir)
+
+    def _stored(self) -> list[Recording]:
+        """The recordings that were decoded, in the order of the store."""
+        meta = json.loads((self._folder / "meta.json").read_text())
+        by_id = {recording.id: recording for recording in self._recordings}
+        return [by_id[name] for name in meta["ids"]]
+
+    def setup(self, stage: str | None = None) -> None:
+        if self._splits:
+            return
+        self.prepare_data()  # cheap by now; makes setup() enough on a rank that did not prepare
+        stored = self._stored()
+        warn_bad_files(json.loads((self._folder / "meta.json").read_text())["bad"], len(self._recordings))
+        pcm = ListColumn(self._folder / "pcm.arrow", "pcm")
+        local, labelled = self._open(self.features, stored)
+        phones, transcribed = self._open(self.phones, stored)
+        rows = [row for row in range(len(stored)) if labelled[row] and transcribed[row]]
+        if not rows:
+            raise UserError(f"none of the {len(stored)} utterances has a usable label file: see data.features, data.phones")
+        names = split_names([stored[row] for row in rows], self.val_fraction, self.test_fraction, self.seed)
+        self._speakers = sorted({stored[row].speaker for row in rows} - {None})
+        self._tags = sorted({tag for row in rows for tag in stored[row].tags})
+        for split in SPLITS:
+            chosen = [row for row, name in zip(rows, names, strict=True) if name == split]
+            self._splits[split] = self._utterances(chosen, stored, pcm, local, phones)
+        if not len(self._splits["train"]):
+            raise UserError(f"the training split of {self.source.name} is empty: {len(rows)} utterances are too few")
+        counts = ", ".join(f"{len(self._splits[split])} {split}" for split in SPLITS)
+        log.info("%s: %s utterances, %d speakers", self.source.name, counts, len(self._speakers))
+
+    def _open(self, extractor: Any, stored: Sequence[Recording]) -> tuple[Any, Sequence[bool]]:
+        if not extractor:
+            return None, [True] * len(stored)
+        column = extractor.open(self._folder, stored, self.sample_rate, self.cache_dir)
+        return column, [len(column[row]) > 0 for row in range(len(stored))]
+
+    def _utterances(self, rows: list[int], stored: Sequence[Recording], pcm: Any, local: Any, phones: Any) -> Utterances:
+        speaker_index = {name: index for index, name in enumerate(self._speakers)}
+        chosen = [stored[row] for row in rows]
+        return Utterances(
+            rows=rows,
+            ids=[recording.id for recording in chosen],
+            pcm=pcm,
+            speaker=[speaker_index[recording.speaker] for recording in chosen] if self._speakers else None,
+            tags=[self._multi_hot(recording.tags) for recording in chosen] if self._tags else None,
+            local=local,
+            local_channels=self.features.channels if self.features else 0,
+            hop=self.hop_length or 1,
+            phones=phones,
+            phone_frame=self.phones.frame if self.phones else 1,
+        )
+
+    def _multi_hot(self, tags: Sequence[str]) -> np.ndarray:
+        return np.array([tag in tags for tag in self._tags], np.float32)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Plain values that a model needs; call after setup()."""
+        assert self._splits, "call prepare_data() and setup() first"
+        return {
+            "sample_rate": self.sample_rate,
+            "num_classes": self.quantization,
+            "speakers": list(self._speakers),
+            "tags": list(self._tags),
+            "local_channels": self.features.channels if self.features else 0,
+            "hop_length": self.hop_length,
+            "phones": list(self.phones.inventory) if self.phones else [],
+        }
+
+    def chunks(self, split: str) -> ChunkDataset:
+        """The windows of a split; the context is rounded up to whole frames."""
+        self.setup()
+        context = self.context
+        if context is None:
+            if self.trainer is None:
+                raise UserError("data.context is null and there is no network yet: set data.context=<samples>")
+            context = self.trainer.lightning_module.receptive_field
+        context = math.ceil(max(context, 1) / self.grid) * self.grid
+        return ChunkDataset(self._splits[split], self.chunk_samples, context, self.quantization)
+
+    train_set = property(lambda self: self.chunks("train"))
+    val_set = property(lambda self: self.chunks("val"))
+    test_set = property(lambda self: self.chunks("test"))
+
+    def num_utterances(self, split: str) -> int:
+        return len(self._splits[split])
+
+    def utterance(self, split: str, index: int) -> dict[str, Any]:
+        """A whole utterance: pcm (n,) int16, speaker, tags, local (F, frames), phones (frames,), id."""
+        u = self._splits[split]
+        if not 0 <= index < len(u):
+            raise UserError(f"utterance {index} of split {split}: it has {len(u)}, counted from 0")
+        return {
+            "id": u.ids[index],
+            "pcm": u.pcm[u.rows[index]],
+            "speaker": None if u.speaker is None else u.speaker[index],
+            "tags": None if u.tags is None else u.tags[index],
+            "local": None if u.local is None else u.local_frames(index).T,
+            "phones": None if u.phones is None else u.phones[u.rows[index]],
+        }
+
+    def _loader_args(self) -> dict[str, Any]:
+        return {"num_workers": self.num_workers, "pin_memory": self.pin_memory, "collate_fn": collate}
+
+    def train_dataloader(self) -> DataLoader:
+        return self.resumable_loader(self.train_set, self.batch_size, self.seed, **self._loader_args())
+
+    def val_dataloader(self) -> DataLoader | list:
+        return self._eval_loader("val") if self.val_fraction or len(self._splits["val"]) else []
+
+    def test_dataloader(self) -> DataLoader:
+        return self._eval_loader("test")
+
+    def _eval_loader(self, split: str) -> DataLoader:
+        chunks = self.chunks(split)
+        if not len(chunks):
+            raise UserError(f"the {split} split is empty: raise data.{split}_fraction or give more utterances")
+        sampler = EpochSampler(len(chunks), self.batch_size, shuffle=False)
+        return DataLoader(chunks, batch_sampler=sampler, **self._loader_args())

@@ -1,0 +1,75 @@
+"""Audio files -> mono 16-bit PCM at the configured rate, and every way in which a file can be bad."""
+
+import struct
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quintet.data.audio.recording import Recording, Source
+from quintet.errors import UserError
+
+
+class BadAudio(UserError):
+    """The file cannot be decoded, or not completely; `data.on_bad_file=skip` leaves it out."""
+
+
+def read_file(path: Path) -> tuple[NDArray, int]:
+    """Anything libsndfile reads (wav, flac, ogg, mp3, NIST sphere) -> int16 (n,) or (n, channels), rate in Hz."""
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(path) as file:
+            rate, declared = file.samplerate, file.frames
+            exact = file.subtype == "PCM_16"
+            audio = file.read(dtype="int16" if exact else "float32")
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        raise BadAudio(f"{path} cannot be decoded ({error}): repair it, or set data.on_bad_file=skip") from error
+    if len(audio) < declared or _cut_off(path):
+        raise BadAudio(f"{path} is truncated: copy it again, or set data.on_bad_file=skip")
+    return (audio if exact else to_pcm16(audio, str(path))), rate
+
+
+def _cut_off(path: Path) -> bool:
+    """libsndfile quietly shortens a wav or sphere file whose header promises more bytes than there are."""
+    with path.open("rb") as file:
+        head = file.read(1024)
+    size = path.stat().st_size
+    if head[:4] == b"RIFF":
+        (riff_bytes,) = struct.unpack("<I", head[4:8])
+        return 0 < riff_bytes < 0xFFFFFFF0 and riff_bytes + 8 > size + 1
+    if head.startswith(b"NIST_1A"):
+        lines = (line.split() for line in head.decode("latin-1").splitlines())
+        fields = {parts[0]: parts[2] for parts in lines if len(parts) == 3}
+        samples = int(fields.get("sample_count", 0)) * int(fields.get("channel_count", 1))
+        return samples * int(fields.get("sample_n_bytes", 2)) + len(head) > size and "shorten" not in str(fields)
+    return False
+
+
+def to_pcm16(audio: NDArray, name: str) -> NDArray:
+    """Floats in [-1, 1] -> int16. Errors: BadAudio for NaN or infinite samples."""
+    if not np.isfinite(audio).all():
+        raise BadAudio(f"{name} holds NaN or infinite samples: repair it, or set data.on_bad_file=skip")
+    return np.clip(np.rint(audio * 32768.0), -32768, 32767).astype(np.int16)
+
+
+def load(source: Source, recording: Recording, sample_rate: int, resample: bool) -> NDArray:
+    """Mono int16 samples at `sample_rate`; several channels are averaged.
+
+    Errors: BadAudio; UserError when the rates differ and data.resample is off.
+    """
+    pcm, rate = source.read(recording)
+    if pcm.ndim == 2:
+        pcm = np.rint(pcm.mean(axis=1)).astype(np.int16)
+    if rate != sample_rate:
+        if not resample:
+            raise UserError(
+                f"{recording.path} has {rate} Hz, data.sample_rate is {sample_rate} Hz:"
+                f" set data.sample_rate={rate}, or data.resample=true to convert"
+            )
+        import soxr
+
+        pcm = to_pcm16(soxr.resample(pcm / 32768.0, rate, sample_rate), str(recording.path))
+    if len(pcm) == 0:
+        raise BadAudio(f"{recording.path} holds no samples: remove it, or set data.on_bad_file=skip")
+    return pcm

@@ -1,0 +1,101 @@
+"""Random state, EMA and LastCheckpoint on a network with dropout: a resumed run equals the uninterrupted one."""
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from torch import nn
+
+from quintet.callbacks.checkpoint import AtomicCheckpointIO, LastCheckpoint, load_checkpoint, newest_checkpoint
+from quintet.callbacks.ema import Ema
+from quintet.callbacks.random_state import RandomState, capture, restore
+from quintet.callbacks.throughput import Throughput, batch_size_of
+from quintet.data.resumable import ResumableDataModule
+
+
+class Dropping(LightningModule):
+    """Dropout in training, and a validation step that draws random numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+        self.seen = []
+
+    def training_step(self, batch, index):
+        self.seen.append(batch[:, 0].tolist())
+        return self.net(batch).square().mean() + torch.rand(()) * self.net[0].weight.sum()
+
+    def validation_step(self, batch, index):
+        torch.rand(3)
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), 0.01)
+
+
+class Numbers(ResumableDataModule):
+    def setup(self, stage=None):
+        self.rows = torch.arange(60.0).view(20, 3) / 60
+
+    def train_dataloader(self):
+        return self.resumable_loader(self.rows, batch_size=4, seed=3, generator=torch.Generator().manual_seed(0))
+
+    def val_dataloader(self):
+        return torch.utils.data.DataLoader(self.rows, batch_size=10, generator=torch.Generator().manual_seed(0))
+
+
+def fit(folder, steps, resume=None, ema=True):
+    seed_everything(1, verbose=False)
+    module = Dropping()
+    callbacks = [RandomState(), *([Ema(0.9)] if ema else []), LastCheckpoint(str(folder), every_n_steps=1000)]
+    trainer = Trainer(
+        max_steps=steps, callbacks=callbacks, logger=False, accelerator="cpu", default_root_dir=folder,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        plugins=[AtomicCheckpointIO()],
+    )  # fmt: skip
+    trainer.fit(module, datamodule=Numbers(), ckpt_path=resume, weights_only=True)
+    return module
+
+
+@pytest.mark.parametrize("ema", [False, True])
+@pytest.mark.parametrize("stop", [1, 5, 7, 10])
+def test_resumed_equals_uninterrupted(tmp_path, stop, ema):
+    whole = fit(tmp_path / "whole", 13, ema=ema)
+    first = fit(tmp_path / "part", stop, ema=ema)
+    rest = fit(tmp_path / "part", 13, resume=newest_checkpoint(tmp_path / "part"), ema=ema)
+    assert first.seen + rest.seen == whole.seen
+    a, b = (load_checkpoint(tmp_path / n / "last.ckpt") for n in ("whole", "part"))
+    for key in ["state_dict", *(["current_model_state"] if ema else [])]:
+        assert all(torch.equal(a[key][k], b[key][k]) for k in a[key]), key
+
+
+def test_without_the_random_state_it_would_differ(tmp_path, monkeypatch):
+    """The check above can fail: take the restoring away and it does."""
+    whole = fit(tmp_path / "whole", 9)
+    fit(tmp_path / "part", 7)
+    monkeypatch.setattr(RandomState, "on_train_start", lambda *a: None)
+    rest = fit(tmp_path / "part", 9, resume=tmp_path / "part" / "last.ckpt")
+    assert not torch.equal(whole.net[0].weight, rest.net[0].weight)
+
+
+def test_random_state_round_trip():
+    state = capture()
+    first = torch.rand(3)
+    restore(state)
+    assert torch.equal(torch.rand(3), first)
+
+
+def test_ema_against_the_formula(tmp_path):
+    """Three steps by hand: e <- r e + (1 - r) w with r = min(decay, (1 + n) / (10 + n)); the first update copies."""
+    ema = Ema(0.9)
+    average = ema._kwargs["avg_fn"]
+    value = torch.tensor([1.0])
+    for count, new in enumerate([2.0, 3.0, 4.0], start=1):
+        rate = min(0.9, (1 + count) / (10 + count))
+        expected = rate * value + (1 - rate) * new
+        value = average(value, torch.tensor([new]), torch.tensor(count))
+        assert torch.allclose(value, expected)
+
+
+def test_batch_size_of_finds_the_first_tensor():
+    assert batch_size_of((None, torch.zeros(5, 2))) == 5
+    assert batch_size_of({"a": [None, torch.zeros(7)]}) == 7
+    assert Throughput()._examples == 0

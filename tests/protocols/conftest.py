@@ -1,0 +1,17 @@
+"""Fixtures of the protocol tests: tones, and a network that has learned them."""
+
+import pytest
+from tones import TINY, ToneData, fitted
+
+from quintet.models.wavenet.module import WaveNetModule
+
+
+@pytest.fixture(scope="session")
+def tones() -> ToneData:
+    return ToneData()
+
+
+@pytest.fixture(scope="session")
+def trained(tones) -> WaveNetModule:
+    """A tiny network that has learned which speaker has which pitch."""
+    return fitted(WaveNetModule(TINY, {"lr": 1e-2}, tones.facts, media_seconds=0.02), tones, 40)
