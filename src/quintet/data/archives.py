@@ -1,7 +1,6 @@
 """Unpack an official archive once, safely, into the cache; a folder passes through."""
 
 import hashlib
-import os
 import shutil
 import tarfile
 import tempfile
@@ -48,7 +47,7 @@ def unpack(archive: Path, into: Path) -> Path:
         try:
             _extract(archive, temporary)
             temporary.chmod(0o755)
-            os.replace(temporary, target)
+            temporary.replace(target)
         except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
             raise UserError(f"cannot unpack {archive}: {error}; download it again") from error
         finally:

@@ -91,6 +91,8 @@ class ResumableDataModule(pl.LightningDataModule):
         trainer = self.trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
         sampler = EpochSampler(len(dataset), batch_size, seed, rank=rank, world_size=world, position=self.position)
+        # its own generator: making an iterator draws a number, which must not come from the training's random state
+        kwargs.setdefault("generator", torch.Generator().manual_seed(seed))
         return ResumableLoader(dataset, batch_sampler=sampler, **kwargs)
 
     def position(self) -> tuple[int, int]:

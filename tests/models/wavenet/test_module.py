@@ -5,13 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from lightning import Trainer
+from lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
 from quintet.data.batches import AudioBatch
 from quintet.errors import UserError
 from quintet.models.wavenet.metrics import SampleNats, edit_distance, fold_phones, phone_error_rate
-from quintet.models.wavenet.module import WaveNetModule
+from quintet.models.wavenet.module import WaveNetModule, check_facts
 from quintet.models.wavenet.optimizer import OptimizerConfig, lr_factor
 
 TINY = {
@@ -190,6 +190,17 @@ def test_batch_of_other_tags_or_features_is_refused():
     local = module_of(FACTS | {"speakers": [], "local_channels": 5, "hop_length": 16})
     with pytest.raises(UserError, match=r"batch\.local has 0 channels"):
         local.example_losses(batch_of())
+
+
+def test_data_of_other_speakers_is_refused_before_the_run():
+    check_facts(FACTS, dict(FACTS))
+    with pytest.raises(UserError, match=r"data has speakers=\['p226', 'p225'\], the model was built for"):
+        check_facts(FACTS, FACTS | {"speakers": ["p226", "p225"]})
+    module, trainer = module_of(), Trainer(accelerator="cpu", barebones=True, max_steps=1)
+    data = LightningDataModule.from_datasets([batch_of()], batch_size=None)
+    data.facts = FACTS | {"sample_rate": 8000}
+    with pytest.raises(UserError, match="sample_rate=8000"):
+        trainer.fit(module, datamodule=data)
 
 
 def test_conditions_choose_what_is_used():

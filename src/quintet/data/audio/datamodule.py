@@ -1,4 +1,4 @@
-"""Audio of any source as mu-law windows, with speakers, tags, local conditioning and phones where the source has them."""
+"""Audio of any source as mu-law windows, with the speakers, tags, conditioning frames and phones that it has."""
 
 import json
 import logging
@@ -102,7 +102,7 @@ class AudioDataModule(ResumableDataModule):
         phones, transcribed = self._open(self.phones, stored)
         rows = [row for row in range(len(stored)) if labelled[row] and transcribed[row]]
         if not rows:
-            raise UserError(f"none of the {len(stored)} utterances has a usable label file: see data.features, data.phones")
+            raise UserError(f"none of the {len(stored)} utterances has usable labels: see data.features, data.phones")
         names = split_names([stored[row] for row in rows], self.val_fraction, self.test_fraction, self.seed)
         self._speakers = sorted({stored[row].speaker for row in rows} - {None})
         self._tags = sorted({tag for row in rows for tag in stored[row].tags})
@@ -120,7 +120,9 @@ class AudioDataModule(ResumableDataModule):
         column = extractor.open(self._folder, stored, self.sample_rate, self.cache_dir)
         return column, [len(column[row]) > 0 for row in range(len(stored))]
 
-    def _utterances(self, rows: list[int], stored: Sequence[Recording], pcm: Any, local: Any, phones: Any) -> Utterances:
+    def _utterances(
+        self, rows: list[int], stored: Sequence[Recording], pcm: Any, local: Any, phones: Any
+    ) -> Utterances:
         speaker_index = {name: index for index, name in enumerate(self._speakers)}
         chosen = [stored[row] for row in rows]
         return Utterances(

@@ -1,5 +1,6 @@
 """Audio files -> mono 16-bit PCM at the configured rate, and every way in which a file can be bad."""
 
+import io
 import struct
 from pathlib import Path
 
@@ -16,25 +17,34 @@ class BadAudio(UserError):
 
 def read_file(path: Path) -> tuple[NDArray, int]:
     """Anything libsndfile reads (wav, flac, ogg, mp3, NIST sphere) -> int16 (n,) or (n, channels), rate in Hz."""
+    with path.open("rb") as file:
+        head = file.read(1024)
+    return _read(path, head, path.stat().st_size, str(path))
+
+
+def read_bytes(data: bytes, name: str) -> tuple[NDArray, int]:
+    """The same from memory; `name` appears in messages."""
+    return _read(io.BytesIO(data), data[:1024], len(data), name)
+
+
+def _read(source: Path | io.BytesIO, head: bytes, size: int, name: str) -> tuple[NDArray, int]:
     import soundfile
 
     try:
-        with soundfile.SoundFile(path) as file:
-            rate, declared = file.samplerate, file.frames
+        with soundfile.SoundFile(source) as file:
+            rate, declared = file.samplerate, 0 if file.format in ("MP3", "MPEG") else file.frames
             exact = file.subtype == "PCM_16"
             audio = file.read(dtype="int16" if exact else "float32")
     except (soundfile.SoundFileError, RuntimeError) as error:
-        raise BadAudio(f"{path} cannot be decoded ({error}): repair it, or set data.on_bad_file=skip") from error
-    if len(audio) < declared or _cut_off(path):
-        raise BadAudio(f"{path} is truncated: copy it again, or set data.on_bad_file=skip")
-    return (audio if exact else to_pcm16(audio, str(path))), rate
+        reason = " ".join(str(error).split())
+        raise BadAudio(f"{name} cannot be decoded ({reason}): repair it, or set data.on_bad_file=skip") from error
+    if len(audio) < declared or _cut_off(head, size):
+        raise BadAudio(f"{name} is truncated: copy it again, or set data.on_bad_file=skip")
+    return (audio if exact else to_pcm16(audio, name)), rate
 
 
-def _cut_off(path: Path) -> bool:
+def _cut_off(head: bytes, size: int) -> bool:
     """libsndfile quietly shortens a wav or sphere file whose header promises more bytes than there are."""
-    with path.open("rb") as file:
-        head = file.read(1024)
-    size = path.stat().st_size
     if head[:4] == b"RIFF":
         (riff_bytes,) = struct.unpack("<I", head[4:8])
         return 0 < riff_bytes < 0xFFFFFFF0 and riff_bytes + 8 > size + 1

@@ -52,7 +52,8 @@ class Source:
         return read_file(recording.path)
 
     def missing(self) -> str:
-        return f"no {self.name} at {self.root}: put {self.put} there, or set data.root=..., or try data={self.sample_config}"
+        where = f"no {self.name} at {self.root}: put {self.put} there"
+        return f"{where}, or set data.root=<path>, or try data={self.sample_config}"
 
     def fingerprint(self, recordings: Sequence[Recording]) -> list:
         """What the cache key holds of the source files: path, size and time of change of each."""

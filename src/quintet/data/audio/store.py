@@ -9,6 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def build_once(target: Path, write: Callable[[Path], None]) -> Path:
             try:
                 write(temporary)
                 temporary.chmod(0o755)
-                os.replace(temporary, target)
+                temporary.replace(target)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
     return target
@@ -114,7 +115,7 @@ class ListColumn:
         for chunk in self.dataset.data.column(column).chunks:
             values = chunk.values.to_numpy(zero_copy_only=True)
             offsets = chunk.offsets.to_numpy()
-            self._rows += [(values, int(a), int(b)) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+            self._rows += [(values, int(a), int(b)) for a, b in pairwise(offsets)]
 
     def __len__(self) -> int:
         return len(self._rows)

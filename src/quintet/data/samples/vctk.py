@@ -3,15 +3,16 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from quintet.data.audio.features.alignment import with_context
 from quintet.data.audio.recording import Recording
 from quintet.data.audio.store import build_once, digest
 from quintet.data.audio.vctk import VCTK
-from quintet.data.samples.voice import utterance
+from quintet.data.samples.voice import Segment, utterance
 
 
 def write_vctk_sample(folder: Path, num_speakers: int = 4, num_utterances: int = 12, seconds: float = 1.5,
                       sample_rate: int = 16000) -> None:  # fmt: skip
-    """`folder/wav48_silence_trimmed/p225/p225_001_mic1.flac` ... and speaker-info.txt; the same bytes every time."""
+    """`folder/wav48_silence_trimmed/p225/p225_001_mic1.flac` ..., speaker-info.txt and HTS labels under `lab`; always the same."""
     import soundfile
 
     lines = ["ID  AGE  GENDER  ACCENTS  REGION COMMENTS"]
@@ -22,9 +23,21 @@ def write_vctk_sample(folder: Path, num_speakers: int = 4, num_utterances: int =
         target.mkdir(parents=True, exist_ok=True)
         for number in range(1, num_utterances + 1):
             # lengths differ, as in a real corpus
-            audio, _ = utterance(voice, number, seconds * (0.8 + 0.04 * (number % 11)), sample_rate)
+            audio, segments = utterance(voice, number, seconds * (0.8 + 0.04 * (number % 11)), sample_rate)
             soundfile.write(target / f"{speaker}_{number:03d}_mic1.flac", audio, sample_rate, subtype="PCM_16")
+            _write_label(folder / "lab" / speaker / f"{speaker}_{number:03d}.lab", segments, sample_rate)
     (folder / "speaker-info.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _write_label(path: Path, segments: list[Segment], sample_rate: int) -> None:
+    """HTS full-context label, times in 100 ns; only the part of the context that names the phones."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for phone in with_context([(s.start, s.stop, s.phone) for s in segments]):
+        ll, left, centre, right, rr = phone.context
+        start, stop = (round(edge * 1e7 / sample_rate) for edge in phone[:2])
+        lines.append(f"{start} {stop} {ll}^{left}-{centre}+{right}={rr}@x_x/A:0_0_0\n")
+    path.write_text("".join(lines), encoding="ascii")
 
 
 @dataclass

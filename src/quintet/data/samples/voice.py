@@ -1,4 +1,4 @@
-"""Synthetic voices: a harmonic buzz through formants, with glides and pauses. Deterministic, and learnable in minutes."""
+"""Synthetic voices: a harmonic buzz through formants, with glides and pauses; deterministic, quick to learn."""
 
 from typing import NamedTuple
 
@@ -52,7 +52,7 @@ def _segments(rng: np.random.Generator, length: int, sample_rate: int) -> list[S
     return [Segment(a, b, p) for a, b, p in zip(edges[:-1], edges[1:], phones, strict=True)]
 
 
-def _phone(phone: str, phase: NDArray, pitch: NDArray, voice: int, sample_rate: int, rng: np.random.Generator) -> NDArray:
+def _phone(phone: str, phase: NDArray, pitch: NDArray, voice: int, sample_rate: int, rng) -> NDArray:
     formants, voiced = PHONES[phone]
     n = len(phase)
     fade = np.minimum(1, np.minimum(np.arange(n) + 1, np.arange(n)[::-1] + 1) / (0.008 * sample_rate))

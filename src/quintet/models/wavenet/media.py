@@ -12,16 +12,10 @@ from quintet.errors import UserError
 
 
 def synthesise(module, num_samples: int, **arguments) -> np.ndarray:
-    """Generate with the module's network in evaluation mode: float waveforms (B, num_samples) in [-1, 1]."""
+    """Generate with the module's network: float waveforms (B, num_samples) in [-1, 1]."""
     from quintet.models.wavenet.generate import generate
 
-    training = module.network.training
-    module.network.eval()
-    try:
-        with torch.no_grad():
-            classes_bt = generate(module.network, num_samples, **arguments)
-    finally:
-        module.network.train(training)
+    classes_bt = generate(module.network, num_samples, **arguments)
     return to_float(classes_bt.cpu(), module.facts["num_classes"])
 
 
@@ -75,7 +69,7 @@ def duration_in_samples(module, item: dict, num_samples: int) -> int:
 def spread(datamodule, split: str, count: int, field: str = "speaker") -> list[dict]:
     """Up to `count` utterances of a split, different speakers first."""
     chosen, seen = [], set()
-    total = int(num_utterances(datamodule, split))
+    total = datamodule.num_utterances(split)
     for index in range(total):
         item = datamodule.utterance(split, index)
         if item[field] not in seen:
@@ -85,11 +79,6 @@ def spread(datamodule, split: str, count: int, field: str = "speaker") -> list[d
             break
     rest = [index for index in range(total) if index not in chosen]
     return [datamodule.utterance(split, index) for index in (chosen + rest)[:count]]
-
-
-def num_utterances(datamodule, split: str) -> int:
-    """How many utterances a split holds."""
-    return datamodule.num_utterances(split)
 
 
 def to_wav(path: Path, waveform_t: np.ndarray, sample_rate: int) -> Path:

@@ -60,13 +60,15 @@ class WaveNetModule(LightningModule):
         """Samples of the past that one prediction sees, context stack included."""
         return self.network.receptive_field
 
+    def setup(self, stage: str) -> None:
+        """Before any run: the data must be what the network was sized for, speakers in the same order."""
+        given = getattr(getattr(self.trainer, "datamodule", None), "facts", None)
+        if given is not None:
+            check_facts(self.facts, _plain(given))
+
     def on_fit_start(self) -> None:
         milliseconds = 1000 * self.receptive_field / self.facts["sample_rate"]
         rank_zero_info(f"WaveNet receptive field: {self.receptive_field} samples = {milliseconds:.1f} ms")
-
-    def on_before_batch_transfer(self, batch: AudioBatch, dataloader_idx: int) -> AudioBatch:
-        check_batch(batch, self.facts, self.conditions)
-        return batch
 
     def condition(self, batch: AudioBatch) -> dict[str, Tensor | None]:
         """The network's conditioning arguments from a batch, after a look at whether they fit this network."""
@@ -195,6 +197,15 @@ def build_network(config: WaveNetConfig, facts: dict, conditions: Sequence[str])
     )
 
 
+def check_facts(known: dict, given: dict) -> None:
+    """Data of other speakers, rate or features than the model's own would be scored wrongly without a word."""
+    for name, value in known.items():
+        if given.get(name) != value:
+            raise UserError(
+                f"data has {name}={given.get(name)}, the model was built for {name}={value}: use the same data"
+            )
+
+
 def check_batch(batch: AudioBatch, facts: dict, conditions: Sequence[str]) -> None:
     """A batch that does not fit the network is a UserError that says which part and what was expected."""
     speakers, tags, channels = len(facts["speakers"]), len(facts["tags"]), facts["local_channels"]
@@ -214,7 +225,7 @@ def check_batch(batch: AudioBatch, facts: dict, conditions: Sequence[str]) -> No
 def _speakers_fit(speaker_b: Tensor | None, speakers: int) -> bool:
     if speaker_b is None:
         return False
-    # Looking at values on a GPU would make it wait every step: there the batch was looked at before the transfer.
+    # Looking at values on a GPU would make it wait every step: there `check_facts` has to do.
     return speaker_b.is_cuda or 0 <= int(speaker_b.min()) <= int(speaker_b.max()) < speakers
 
 

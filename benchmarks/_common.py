@@ -1,0 +1,92 @@
+"""What the benchmark scripts share: the composed training configuration, a temporary run directory, a printed table."""
+
+import argparse
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+from quintet.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+RESULTS = REPOSITORY / "docs" / "results"
+
+
+def parser(description: str, result: str) -> argparse.ArgumentParser:
+    """Options that every script has; what is left over are train.py overrides."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("overrides", nargs="*", help="as for train.py: experiment=wavenet_sample data.root=...")
+    made.add_argument("--publish", default=None, metavar="NAME", help=f"write docs/results/NAME.json, e.g. {result}")
+    made.add_argument("--subset", action="store_true", help="the data are a part of the official set: say so")
+    return made
+
+
+@contextmanager
+def one_line_errors():
+    """A user's mistake ends the script with one line and exit code 1, as in train.py."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    from quintet.app.compose import explain
+
+    try:
+        yield
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except Exception as error:
+        if isinstance(error, OmegaConfBaseException) or type(error).__module__.startswith("hydra."):
+            sys.exit(f"error: {explain(error)}")
+        raise
+
+
+def compose_training(overrides: list[str], run_dir: Path):
+    """The checked and resolved configuration that `train.py <overrides>` would run, with `run_dir` for its files."""
+    from omegaconf import OmegaConf, open_dict
+
+    from quintet.app import cli, compose
+    from quintet.app.config import Origin, check
+
+    assert cli  # registers the resolvers that conf/train.yaml uses
+    cfg = compose.compose_checked("train", overrides)
+    with open_dict(cfg):
+        cfg.run_dir, cfg.run_id = str(run_dir), "benchmark"
+        if "${hydra:" in str(OmegaConf.to_container(cfg, resolve=False)["name"]):
+            cfg.name = "benchmark"  # the name of the choices: only known inside hydra.main
+    check(cfg, Origin(tuple(overrides)))
+    OmegaConf.resolve(cfg)
+    return cfg
+
+
+def build_data(cfg, stage: str = "fit"):
+    """The prepared data module of a configuration."""
+    from quintet.app.build import build
+
+    datamodule = build(cfg.data)
+    datamodule.prepare_data()
+    datamodule.setup(stage)
+    return datamodule
+
+
+def build_module(cfg, datamodule):
+    """The model sized by the data; also tells the data module its receptive field, so that it works with no trainer."""
+    from quintet.app.build import build
+
+    module = build(cfg.model, facts=datamodule.facts)
+    if datamodule.context is None:
+        datamodule.context = module.receptive_field
+    return module
+
+
+def data_name(cfg) -> str:
+    """Folder name of the data, without the private path before it."""
+    return Path(str(cfg.data.get("root") or cfg.data._target_)).name
+
+
+def print_table(title: str, rows: list[dict]) -> None:
+    """Rows as write_result takes them, aligned."""
+    lines = [("metric", "value", "unit", "note")]
+    for row in rows:
+        value = f"{row['value']:.6g}" if isinstance(row["value"], float) else str(row["value"])
+        lines.append((row["metric"], value, row["unit"], row.get("note") or ""))
+    widths = [max(len(line[column]) for line in lines) for column in range(3)]
+    print(f"\n{title}")
+    for metric, value, unit, note in lines:
+        print(f"  {metric:<{widths[0]}}  {value:>{widths[1]}}  {unit:<{widths[2]}}  {note}".rstrip())

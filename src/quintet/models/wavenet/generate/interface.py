@@ -1,0 +1,90 @@
+"""`generate`: one call, several back-ends, the same samples for the same seed.
+
+Legend: b batch, n generated samples, t time, k blocks, g 2 * gate channels, q classes.
+"""
+
+import importlib
+
+import torch
+from torch import Tensor
+
+from quintet.errors import UserError
+from quintet.models.wavenet.generate.plan import Plan, make_plan
+from quintet.models.wavenet.network import WaveNet
+
+BACKENDS = {
+    "eager": "quintet.models.wavenet.generate.eager:EagerBackend",
+    "numba": "quintet.models.wavenet.generate.compiled:NumbaBackend",
+    "cuda_graph": "quintet.models.wavenet.generate.cuda_graph:CudaGraphBackend",
+}
+
+
+@torch.no_grad()
+def generate(
+    network: WaveNet,
+    num_samples: int,
+    *,
+    speaker_b: Tensor | None = None,
+    tags_bn: Tensor | None = None,
+    local_bft: Tensor | None = None,
+    prompt_bt: Tensor | None = None,
+    batch_size: int = 1,
+    temperature: float = 1.0,
+    seed: int = 0,
+    backend: str = "auto",
+    return_logits: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Classes (B, num_samples) int64 after the prompt, and with `return_logits` their logits (B, Q, num_samples).
+
+    The receptive field is filled with silence, then the prompt. `local_bft` covers prompt + generated samples; under
+    the silence it is zero. Temperature divides the logits; 0 takes the most likely class. Uniform numbers are drawn
+    once, on the CPU, and turned into classes by the inverse of the distribution function, so back-ends agree on the
+    samples except where rounding (about 1e-6) moves a border across one of them.
+    """
+    if num_samples < 1 or temperature < 0:
+        raise UserError(f"generate: num_samples={num_samples} must be >= 1 and temperature={temperature} >= 0")
+    build = _backend(network, backend)
+    given = (("speaker_b", speaker_b), ("tags_bn", tags_bn), ("local_bft", local_bft), ("prompt_bt", prompt_bt))
+    batch_size = _batch_size(batch_size, given)
+    generator = torch.Generator().manual_seed(seed)
+    uniforms_bn = torch.rand(batch_size, num_samples, dtype=torch.float64, generator=generator)
+    was_training = network.training
+    network.eval()
+    try:
+        plan = make_plan(network, num_samples, batch_size, speaker_b, tags_bn, local_bft, prompt_bt)
+        logits_bqn = _run(build(plan), plan, uniforms_bn, float(temperature), return_logits)
+    finally:
+        network.train(was_training)
+    classes_bn = plan.classes_bt[:, -num_samples:].clone()
+    return (classes_bn, logits_bqn) if return_logits else classes_bn
+
+
+def _run(steps, plan: Plan, uniforms_bn: Tensor, temperature: float, return_logits: bool) -> Tensor | None:
+    """Let the back-end fill plan.classes_bt block by block, between which the conditioning of a block is computed."""
+    uniforms_bn, logits, first = uniforms_bn.to(plan.device), [], plan.start
+    for start, stop in plan.spans():
+        uniforms = uniforms_bn[:, start - first : stop - first]
+        logits.append(steps.run(start, stop, plan.bias(start, stop), uniforms, temperature, return_logits))
+    return torch.cat(logits, dim=1).transpose(1, 2) if return_logits else None
+
+
+def _backend(network: WaveNet, name: str):
+    device = next(network.parameters()).device.type
+    if name == "auto":
+        name = {"cpu": "numba", "cuda": "cuda_graph"}.get(device, "eager")
+    if name not in BACKENDS:
+        raise UserError(f"generate: backend {name!r} is unknown; choose auto, {', '.join(BACKENDS)}")
+    if name == "cuda_graph" and device != "cuda":
+        raise UserError(f"generate: backend cuda_graph needs the network on a CUDA GPU, it is on {device}; use numba")
+    if name == "numba" and device != "cpu":
+        raise UserError(f"generate: backend numba needs the network on the CPU, it is on {device}; use cuda_graph")
+    module, attribute = BACKENDS[name].split(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _batch_size(asked: int, given: tuple) -> int:
+    sizes = {name: len(value) for name, value in given if value is not None}
+    size = next(iter(sizes.values()), asked)
+    if any(other != size for other in sizes.values()) or asked not in (1, size):
+        raise UserError(f"generate: batch_size={asked} and the rows of {sizes} differ; give one row per stream")
+    return size
