@@ -1,7 +1,9 @@
 """What the benchmark scripts share: the composed training configuration, a temporary run directory, a printed table."""
 
 import argparse
+import signal
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -90,3 +92,49 @@ def print_table(title: str, rows: list[dict]) -> None:
     print(f"\n{title}")
     for metric, value, unit, note in lines:
         print(f"  {metric:<{widths[0]}}  {value:>{widths[1]}}  {unit:<{widths[2]}}  {note}".rstrip())
+
+
+class Skip(Exception):
+    """A section cannot run here; the message says why."""
+
+
+class OutOfTime(Exception):
+    """A section used up its time box."""
+
+
+@contextmanager
+def time_box(seconds: float) -> Iterator[None]:
+    """Raise OutOfTime in the block after `seconds` (at the next Python instruction)."""
+
+    def stop(signum, frame) -> None:
+        raise OutOfTime(f"not finished within {seconds:.3g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def row(metric: str, value, unit: str = "", note: str | None = None) -> dict:
+    """One row as write_result takes it."""
+    return {"metric": metric, "value": value, "unit": unit, "note": note}
+
+
+def run_section(name: str, section: Callable[[], Iterator[dict]], seconds: float) -> list[dict]:
+    """Rows of one section; a failure or a missing package becomes a row of its own, after the rows made before it."""
+    if seconds <= 0:
+        return [row(name, "skipped: no time left")]
+    rows: list[dict] = []
+    try:
+        with time_box(seconds):
+            for made in section():
+                rows.append(made)  # one by one: what was measured before a failure stays
+    except (Skip, ImportError) as reason:
+        rows.append(row(name, f"skipped: {reason}"))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        rows.append(row(name, f"failed: {reason}"))
+    return rows

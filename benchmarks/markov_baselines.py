@@ -3,9 +3,9 @@
     python benchmarks/markov_baselines.py experiment=wavenet_vctk_multispeaker data.root=... --subset \
         --from logs/NAME/RUN/eval/test/result.json --publish wavenet_vctk_baselines
 
-Fitted on the training split and measured on the held-out utterances of the same configuration that train.py runs, on the
-same targets as the network: every real sample once, with silence before an utterance. The models are interpolated with
-the next lower order down to the uniform distribution, and the smoothing is the one that is best on the validation split.
+Fitted on the training split and measured on the held-out utterances of the same configuration that train.py runs, on
+the same targets as the network: every real sample once, with silence before an utterance. Each model is interpolated
+with the next lower order down to the uniform distribution; the smoothing is the one that is best on the val split.
 """
 
 import json
@@ -21,7 +21,10 @@ from numpy.typing import NDArray
 from quintet.errors import UserError
 
 # (name, strength): Witten-Bell with its escape count multiplied, or absolute discounting
-SMOOTHINGS = [("witten_bell", k) for k in (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)] + [("discount", d) for d in (0.3, 0.5, 0.7, 0.9)]
+STRENGTHS = {"witten_bell": (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0), "discount": (0.3, 0.5, 0.7, 0.9)}
+SMOOTHINGS = [(name, strength) for name, strengths in STRENGTHS.items() for strength in strengths]
+    ("discount", d) for d in (0.3, 0.5, 0.7, 0.9)
+]
 HALF = 0.5  # pseudo-count of each class at order 0 (Krichevsky-Trofimov)
 
 
@@ -69,9 +72,8 @@ class MarkovModel:
         p = (self.counts[0][0, sequence] + HALF) / (self.totals[0][0] + HALF * self.classes)
         for k in range(1, (self.order if order is None else order) + 1):
             context = self._contexts(sequence, k)
-            p = _interpolate(
-                self.counts[k][context, sequence], self.totals[k][context], self.followers[k][context], p, self.smoothing[k]
-            )
+            count, total = self.counts[k][context, sequence], self.totals[k][context]
+            p = _interpolate(count, total, self.followers[k][context], p, self.smoothing[k])
         return p
 
     def bits(self, sequences: Iterable[NDArray], order: int | None = None) -> float:
@@ -157,7 +159,9 @@ def network_rows(path: Path) -> list[dict]:
 def main() -> None:
     """Command line."""
     options = parser(__doc__.split("\n")[0], "wavenet_vctk_baselines")
-    options.add_argument("--from", dest="sources", action="append", default=[], help="result.json of eval.py on this data")
+    options.add_argument(
+        "--from", dest="sources", action="append", default=[], help="result.json of eval.py"
+    )
     options.add_argument("--neural", type=float, default=None, help="test bits of the network, where there is no file")
     args = options.parse_args()
     start = time.perf_counter()

@@ -6,6 +6,7 @@ Also what a user waits for without training: `train.py --help` and a refused con
 data set is prepared (decoded, cached) once before, its own time is a row of its own.
 """
 
+import itertools
 import json
 import os
 import statistics
@@ -71,7 +72,7 @@ def child(overrides: list[str], started: float) -> dict:
         trainer.callbacks.append(Clock())
         trainer.fit(module, datamodule=datamodule)
         marks.append(ends[0])
-        spent = [after - before for before, after in zip(marks, marks[1:], strict=False)]
+        spent = [after - before for before, after in itertools.pairwise(marks)]
         return dict(zip(PARTS, spent, strict=True)) | {"total": marks[-1] - marks[0], "data name": data_name(cfg)}
 
 

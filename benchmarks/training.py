@@ -3,8 +3,8 @@
     python benchmarks/training.py experiment=wavenet_sample --publish wavenet_training
 
 Both train the same network with the same optimiser on the same data module's batches, each in its own process, in turn
-(lightning, bare, lightning, bare ...); medians over the rounds. A sample is one target of the loss. The Lightning run has
-the configuration's callbacks and loggers; its validation and media are left out.
+(lightning, bare, bare, lightning ...); medians over the rounds. A sample is one target of the loss. The Lightning run
+has the configuration's callbacks and loggers; its validation and media are left out.
 """
 
 import itertools

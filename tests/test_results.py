@@ -15,7 +15,14 @@ ROWS = [
 
 
 def write(path, **changes):
-    fields = dict(title="A run", rows=ROWS, protocol="test split", data="VCTK, 2 speakers", subset=True, seconds=90)
+    fields = {
+        "title": "A run",
+        "rows": ROWS,
+        "protocol": "test split",
+        "data": "VCTK, 2 speakers",
+        "subset": True,
+        "seconds": 90,
+    }
     return results.write_result(path, **{**fields, **changes})
 
 
@@ -80,12 +87,12 @@ def test_text_that_is_no_path_stays(text):
 
 
 def test_notes_lose_private_paths_too(tmp_path):
-    record = write(tmp_path / "a.json", rows=[dict(metric="m", value="failed: no /root/x/y.wav", unit="")])
+    record = write(tmp_path / "a.json", rows=[{"metric": "m", "value": "failed: no /root/x/y.wav", "unit": ""}])
     assert record["rows"][0]["value"] == "failed: no <path>"
 
 
 def test_numpy_and_non_finite_values_become_plain_json(tmp_path):
-    rows = [dict(metric="a", value=np.float32(0.5), unit=""), dict(metric="b", value=float("nan"), unit="")]
+    rows = [{"metric": "a", "value": np.float32(0.5), "unit": ""}, {"metric": "b", "value": float("nan"), "unit": ""}]
     write(tmp_path / "a.json", rows=rows)
     values = [row["value"] for row in json.loads((tmp_path / "a.json").read_text())["rows"]]
     assert values == [0.5, "nan"]
@@ -100,7 +107,7 @@ def test_a_malformed_file_is_one_line_that_names_it(tmp_path, content):
     assert not (tmp_path / "page.md").exists()
 
 
-@pytest.mark.parametrize("row", [dict(metric="m", unit=""), dict(metric="m", value=1, unit="", papr=2)])
+@pytest.mark.parametrize("row", [{"metric": "m", "unit": ""}, {"metric": "m", "value": 1, "unit": "", "papr": 2}])
 def test_a_wrong_row_is_refused_before_anything_is_written(tmp_path, row):
     with pytest.raises(UserError, match=r"value|papr"):
         write(tmp_path / "a.json", rows=[row])

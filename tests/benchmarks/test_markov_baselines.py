@@ -89,7 +89,9 @@ def test_rows_cover_both_splits_and_a_sine_is_easy_with_memory():
 
 def test_the_networks_number_comes_from_its_result_file(tmp_path):
     path = tmp_path / "result.json"
-    path.write_text(json.dumps({"rows": [{"metric": "test/bits", "value": 3.5}, {"metric": "test/nats", "value": 2.4}]}))
+    path.write_text(
+        json.dumps({"rows": [{"metric": "test/bits", "value": 3.5}, {"metric": "test/nats", "value": 2.4}]})
+    )
     assert [(row["metric"], row["value"]) for row in network_rows(path)] == [("test/bits network", 3.5)]
     path.write_text(json.dumps({"rows": []}))
     with pytest.raises(UserError, match="test/bits"):

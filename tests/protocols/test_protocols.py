@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from tones import TINY, ToneData, fitted
+from tones import CHANNELS, HOP, TINY, ToneData, fitted
 
+from quintet.data.audio.features.mel import MelSpectrogram
 from quintet.errors import UserError
 from quintet.models.wavenet.metrics import NATS_PER_BIT
 from quintet.models.wavenet.module import WaveNetModule
 from quintet.protocols.copy_synthesis import CopySynthesis, log_spectral_distance, mel_cepstral_distortion
-from quintet.protocols.generate import Generate, read_wav
+from quintet.protocols.generate import Generate, features_of, read_wav
 from quintet.protocols.phones import Phones, majority_class
 from quintet.protocols.speaker_swap import SpeakerSwap
 from quintet.protocols.test import Test
@@ -91,6 +92,17 @@ def test_copy_synthesis(tmp_path):
     assert soundfile.info(tmp_path / "copy_synthesis" / "0_copy.wav").frames == 480
     with pytest.raises(UserError, match="local conditioning"):
         CopySynthesis()(WaveNetModule(TINY, {}, ToneData().facts), ToneData(), tmp_path)
+
+
+def test_generate_conditions_on_another_recording(tmp_path):
+    data, path = ToneData(local=True), tmp_path / "other.wav"
+    data.features, data.cache_dir = MelSpectrogram(n_mels=CHANNELS, n_fft=256, f_max=4000.0), tmp_path
+    soundfile.write(path, data.utterance("test", 0)["pcm"], 16000)
+    features = features_of(str(path), WaveNetModule(TINY, {}, data.facts), data, False)
+    assert features.shape == (CHANNELS, 640 // HOP)
+    module = WaveNetModule(TINY | {"local_channels_hidden": 4}, {}, data.facts)
+    result = Generate(seconds=9, condition_on=str(path), backend="eager")(module, data, tmp_path)
+    assert result["generate/seconds_of_audio"] == pytest.approx(640 / 16000)  # the features end there
 
 
 def test_distances_know_level_and_identity():

@@ -137,3 +137,18 @@ def read_wav(path: str, sample_rate: int, resample: bool, key: str) -> np.ndarra
     import librosa
 
     return librosa.resample(wave_t, orig_sr=rate, target_sr=sample_rate).astype(np.float32)
+
+
+def features_of(path: str, module, datamodule, resample: bool) -> np.ndarray:
+    """Local features (F, frames) of a recording, by the data's own extractor; labels are found by its name."""
+    from quintet.data.audio.recording import Recording
+
+    rate, extractor = module.facts["sample_rate"], datamodule.features
+    wave_t = read_wav(path, rate, resample, "protocol.condition_on")
+    pcm_t = np.clip(np.round(wave_t * 32768), -32768, 32767).astype(np.int16)
+    recording = Recording(Path(path).stem, Path(path))
+    label = extractor.label_files([recording], datamodule.cache_dir).get(recording.id)
+    features_tf = extractor.extract(recording, pcm_t, rate, label)
+    if features_tf is None:
+        raise UserError(f"protocol.condition_on={path} has no usable labels: see data.features.root")
+    return features_tf.T

@@ -110,12 +110,16 @@ class ListColumn:
     def __init__(self, path: Path, column: str) -> None:
         from datasets import Dataset
 
+        self._source = (path, column)
         self.dataset = Dataset.from_file(str(path))  # keeps the map open
         self._rows: list[tuple[NDArray, int, int]] = []
         for chunk in self.dataset.data.column(column).chunks:
             values = chunk.values.to_numpy(zero_copy_only=True)
             offsets = chunk.offsets.to_numpy()
             self._rows += [(values, int(a), int(b)) for a, b in pairwise(offsets)]
+
+    def __reduce__(self) -> tuple:
+        return ListColumn, self._source  # a spawned worker maps the file again; the samples are not copied to it
 
     def __len__(self) -> int:
         return len(self._rows)

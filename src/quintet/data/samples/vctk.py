@@ -9,10 +9,12 @@ from quintet.data.audio.store import build_once, digest
 from quintet.data.audio.vctk import VCTK
 from quintet.data.samples.voice import Segment, utterance
 
+VERSION = 2  # raise when other files are written
+
 
 def write_vctk_sample(folder: Path, num_speakers: int = 4, num_utterances: int = 12, seconds: float = 1.5,
                       sample_rate: int = 16000) -> None:  # fmt: skip
-    """`folder/wav48_silence_trimmed/p225/p225_001_mic1.flac` ..., speaker-info.txt and HTS labels under `lab`; always the same."""
+    """`folder/wav48_silence_trimmed/p225/p225_001_mic1.flac` ..., speaker-info.txt, HTS labels under `lab`."""
     import soundfile
 
     lines = ["ID  AGE  GENDER  ACCENTS  REGION COMMENTS"]
@@ -53,5 +55,5 @@ class SampleVCTK(VCTK):
 
     def recordings(self, cache_dir: Path) -> list[Recording]:
         sizes = (self.num_speakers, self.num_utterances, self.seconds, self.sample_rate)
-        folder = build_once(Path(self.root) / digest(*sizes), lambda path: write_vctk_sample(path, *sizes))
+        folder = build_once(Path(self.root) / digest(VERSION, *sizes), lambda path: write_vctk_sample(path, *sizes))
         return sorted(self.scan(folder), key=lambda recording: recording.id)

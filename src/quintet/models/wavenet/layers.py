@@ -50,19 +50,36 @@ class ResidualBlock(nn.Module):
         self.residual = None if last else nn.Conv1d(gate, residual, 1)
         self.scale = math.sqrt(0.5) if scale else 1.0
 
-    def forward(self, x_brt: Tensor, length: int, bias_bg1: Tensor | None, condition_bct: Tensor | None):
-        """The last `length` steps of (next residual or None, z)."""
-        a_bgt = self.filter_gate(causal_window(x_brt, length + self.reach))
-        if bias_bg1 is not None:
-            a_bgt = a_bgt + bias_bg1
+    def forward(self, x_btr: Tensor, length: int, bias_b1g: Tensor | None, condition_btc: Tensor | None):
+        """The last `length` steps of (next residual or None, z), channels last."""
+        a_btg = dilated(self.filter_gate, x_btr, length)
+        if bias_b1g is not None:
+            a_btg = a_btg + bias_b1g
         if self.condition is not None:
-            a_bgt = a_bgt + self.condition(condition_bct[..., -length:])
-        filter_bgt, gate_bgt = a_bgt.chunk(2, dim=1)
-        z_bgt = torch.tanh(filter_bgt) * torch.sigmoid(gate_bgt)
+            a_btg = a_btg + pointwise(self.condition, condition_btc[:, -length:])
+        filter_btg, gate_btg = a_btg.chunk(2, dim=-1)
+        z_btg = torch.tanh(filter_btg) * torch.sigmoid(gate_btg)
         if self.residual is None:
-            return None, z_bgt
-        x_brt = x_brt[..., -length:] + self.residual(z_bgt)
-        return (x_brt if self.scale == 1.0 else x_brt * self.scale), z_bgt
+            return None, z_btg
+        x_btr = x_btr[:, -length:] + pointwise(self.residual, z_btg)
+        return (x_btr if self.scale == 1.0 else x_btr * self.scale), z_btg
+
+
+def pointwise(conv: nn.Conv1d, x_btc: Tensor) -> Tensor:
+    """A 1x1 convolution as the matrix product it is, channels last."""
+    return F.linear(x_btc, conv.weight[..., 0], conv.bias)
+
+
+def dilated(conv: nn.Conv1d, x_btc: Tensor, length: int) -> Tensor:
+    """The last `length` outputs of a causal dilated convolution, channels last: one product over the stacked taps.
+
+    Three times as fast as conv1d on a CPU (benchmarks/training.py), whose backward is slow when dilated.
+    """
+    taps, step = conv.kernel_size[0], conv.dilation[0]
+    missing = length + (taps - 1) * step - x_btc.size(1)
+    x_btc = F.pad(x_btc, (0, 0, missing, 0)) if missing > 0 else x_btc[:, -missing:]
+    stacked = torch.cat([x_btc[:, tap * step : tap * step + length] for tap in range(taps)], dim=-1)
+    return F.linear(stacked, conv.weight.transpose(1, 2).flatten(1), conv.bias)
 
 
 class DilatedStack(nn.Module):
@@ -105,11 +122,13 @@ class DilatedStack(nn.Module):
         """
         total = x_brt.size(-1)
         last, reach, z_list = last or total, self.reach, []
+        x_btr = x_brt.transpose(1, 2)
+        condition_btc = None if condition_bct is None else condition_bct.transpose(1, 2)
         for i, block in enumerate(self.blocks):
             if inputs is not None:
-                inputs.append(x_brt)
+                inputs.append(x_btr.transpose(1, 2))
             reach -= block.reach
-            bias_bg1 = None if biases_bkg is None else biases_bkg[:, i, :, None]
-            x_brt, z_bgt = block(x_brt, min(total, last + reach), bias_bg1, condition_bct)
-            z_list.append(z_bgt[..., -last:])
-        return self.skip(torch.cat(z_list, dim=1))
+            bias_b1g = None if biases_bkg is None else biases_bkg[:, i, None, :]
+            x_btr, z_btg = block(x_btr, min(total, last + reach), bias_b1g, condition_btc)
+            z_list.append(z_btg[:, -last:])
+        return pointwise(self.skip, torch.cat(z_list, dim=-1)).transpose(1, 2)

@@ -10,24 +10,12 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from quintet.data.audio.phones import TIMIT_61_TO_39
+
 NATS_PER_BIT = math.log(2.0)
 
-# Lee & Hon (1989): the 61 TIMIT symbols scored as 39 classes; `q` is left out of the scoring.
-FOLDS = {
-    "aa": ["ao"],
-    "ah": ["ax", "ax-h"],
-    "er": ["axr"],
-    "hh": ["hv"],
-    "ih": ["ix"],
-    "l": ["el"],
-    "m": ["em"],
-    "n": ["en", "nx"],
-    "ng": ["eng"],
-    "sh": ["zh"],
-    "uw": ["ux"],
-    "sil": ["pcl", "tcl", "kcl", "bcl", "dcl", "gcl", "h#", "pau", "epi", "sp", "spn", ""],
-}
-FOLD = {symbol: kept for kept, symbols in FOLDS.items() for symbol in symbols}
+# Lee & Hon (1989) as the TIMIT source has it, and the silences of the Montreal Forced Aligner.
+FOLD = TIMIT_61_TO_39 | {name: "sil" for name in ("sp", "spn", "")}
 
 
 class SampleNats(Metric):
@@ -60,7 +48,7 @@ class SampleNats(Metric):
 def fold_phones(symbols: Sequence[str]) -> list[str]:
     """A frame sequence as a phone sequence: fold to 39 classes, drop `q`, merge repeats."""
     bases = (symbol.lower().rstrip("012") for symbol in symbols)
-    folded = [FOLD.get(base, base) for base in bases if base != "q"]
+    folded = [phone for base in bases if (phone := FOLD.get(base, base)) is not None]
     return [phone for i, phone in enumerate(folded) if i == 0 or phone != folded[i - 1]]
 
 
