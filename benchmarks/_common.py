@@ -78,7 +78,10 @@ def build_module(cfg, datamodule):
 
 
 def data_name(cfg) -> str:
-    """Folder name of the data, without the private path before it."""
+    """Folder name of the data without the private path before it, or that it is a synthetic sample."""
+    source = cfg.data.get("source") or {}
+    if ".samples." in str(source.get("_target_")):
+        return f"synthetic sample ({source['_target_'].rpartition('.')[2]})"
     return Path(str(cfg.data.get("root") or cfg.data._target_)).name
 
 

@@ -2,8 +2,8 @@
 
     python benchmarks/gpu.py --publish wavenet_gpu        (--device cpu --quick: the same logic on a CPU, in seconds)
 
-Needs torch and this repository; without Lightning its rows are skipped. Every section has a time box; what fails becomes
-a row "failed: reason" and the rest goes on. Data: sums of sines as mu-law classes, so no data set is needed.
+Needs torch and this repository; without Lightning its rows are skipped. Every section has a time box; what fails
+becomes a row "failed: reason" and the rest goes on. Data: sums of sines as mu-law classes, so no data set is needed.
 """
 
 import argparse
@@ -260,9 +260,7 @@ def lightning_precision(setting: Setting, precision: str) -> Iterator[dict]:
     with torch.no_grad():
         last = again.example_losses(batch).mean().item()
     require(last < first - 0.05, f"the loss went from {first:.3f} to {last:.3f}")
-    yield row(
-        f"Lightning {precision}", "ok", "", f"loss {first:.2f} -> {last:.2f}, measured on the reloaded checkpoint"
-    )
+    yield row(f"Lightning {precision}", "ok", "", f"loss {first:.2f} -> {last:.2f}, after reloading the checkpoint")
 
 
 def generation_speed(setting: Setting, backend: str) -> Iterator[dict]:

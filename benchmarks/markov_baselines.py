@@ -23,8 +23,6 @@ from quintet.errors import UserError
 # (name, strength): Witten-Bell with its escape count multiplied, or absolute discounting
 STRENGTHS = {"witten_bell": (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0), "discount": (0.3, 0.5, 0.7, 0.9)}
 SMOOTHINGS = [(name, strength) for name, strengths in STRENGTHS.items() for strength in strengths]
-    ("discount", d) for d in (0.3, 0.5, 0.7, 0.9)
-]
 HALF = 0.5  # pseudo-count of each class at order 0 (Krichevsky-Trofimov)
 
 
@@ -159,9 +157,7 @@ def network_rows(path: Path) -> list[dict]:
 def main() -> None:
     """Command line."""
     options = parser(__doc__.split("\n")[0], "wavenet_vctk_baselines")
-    options.add_argument(
-        "--from", dest="sources", action="append", default=[], help="result.json of eval.py"
-    )
+    options.add_argument("--from", dest="sources", action="append", default=[], help="result.json of eval.py")
     options.add_argument("--neural", type=float, default=None, help="test bits of the network, where there is no file")
     args = options.parse_args()
     start = time.perf_counter()

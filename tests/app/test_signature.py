@@ -17,6 +17,7 @@ TARGETS = [
     "quintet.models.wavenet.module.WaveNetModule",
     "quintet.data.audio.datamodule.AudioDataModule",
     "quintet.callbacks.media.Media",
+    "quintet.data.samples.vctk.SampleVCTK",
 ]
 
 

@@ -3,12 +3,13 @@
 import json
 import time
 
-import gpu
 import pytest
 import torch
-from _common import Skip, row, run_section
+from bench_scripts import _common, gpu
 
 from quintet import results
+
+Skip, row, run_section = _common.Skip, _common.row, _common.run_section
 
 
 @pytest.fixture(scope="module")

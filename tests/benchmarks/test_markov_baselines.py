@@ -5,10 +5,13 @@ import json
 
 import numpy as np
 import pytest
-from markov_baselines import MarkovModel, baselines, entropy_bits, network_rows
+from bench_scripts import markov_baselines
 from scipy.stats import entropy
 
 from quintet.errors import UserError
+
+MarkovModel, entropy_bits = markov_baselines.MarkovModel, markov_baselines.entropy_bits
+baselines, network_rows = markov_baselines.baselines, markov_baselines.network_rows
 
 
 def markov_source(order: int, classes: int, length: int, seed: int):

@@ -21,7 +21,7 @@ def test_order_depends_on_seed_and_epoch_only():
     sampler = EpochSampler(ITEMS, BATCH, seed=3)
     first, again = list(sampler), list(sampler)
     assert first == again == list(at(0, 0, seed=3))
-    assert sorted(sum(first, [])) == list(range(ITEMS))
+    assert sorted(item for batch in first for item in batch) == list(range(ITEMS))
     assert list(at(1, 0, seed=3)) != first
     assert list(EpochSampler(ITEMS, BATCH, seed=4)) != first
 
@@ -106,11 +106,15 @@ class SaveAtValidation(Callback):
 
 def fit(tmp_path, module, workers=0, resume=None, callbacks=(), **trainer):
     options = {"max_epochs": 3, "accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False,
-               "enable_model_summary": False, "use_distributed_sampler": False, "num_sanity_val_steps": 0}  # fmt: skip
+               "enable_model_summary": False, "use_distributed_sampler": False, "num_sanity_val_steps": 0,
+               "log_every_n_steps": 1, "default_root_dir": tmp_path, "enable_checkpointing": resume is None}  # fmt: skip
     saver = ModelCheckpoint(tmp_path, filename="s{step}", every_n_train_steps=1, save_top_k=-1,
                             auto_insert_metric_name=False)  # fmt: skip
     callbacks = [saver, *callbacks] if resume is None else list(callbacks)
-    loop = pl.Trainer(**options | {"enable_checkpointing": bool(callbacks)} | trainer, callbacks=callbacks)
+    loop = pl.Trainer(
+        **options | trainer,
+        callbacks=callbacks,
+    )
     loop.fit(module, Numbers(workers), ckpt_path=resume, weights_only=True if resume else None)
     return module.seen
 
@@ -156,6 +160,8 @@ def test_data_order_survives_stops_by_max_steps(tmp_path, stops, workers):
             def on_train_end(self, trainer, module):
                 trainer.save_checkpoint(self.path)
 
-        seen += fit(tmp_path, module, workers if resume else 0, resume, [SaveAtEnd(path)], max_epochs=-1, max_steps=stop)
+        seen += fit(
+            tmp_path, module, workers if resume else 0, resume, [SaveAtEnd(path)], max_epochs=-1, max_steps=stop
+        )
         resume = path
     assert [x for _, _, x in seen] == whole

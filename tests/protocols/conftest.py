@@ -1,9 +1,19 @@
 """Fixtures of the protocol tests: tones, and a network that has learned them."""
 
 import pytest
+import torch
 from tones import TINY, ToneData, fitted
 
 from quintet.models.wavenet.module import WaveNetModule
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Networks this small only wait for each other's threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -21,5 +21,5 @@ def build(node: Any, **extra: Any) -> Any:
 
 def build_all(nodes: Any) -> list[Any]:
     """Build each non-null entry of a mapping of `_target_` nodes, in order."""
-    plain = OmegaConf.to_container(nodes, resolve=True)
+    plain = OmegaConf.to_container(nodes, resolve=True) if OmegaConf.is_config(nodes) else nodes
     return [build(node) for node in plain.values() if node]

@@ -97,6 +97,11 @@ def _with_legal_additions(hydra_train: Callable[[], None]) -> None:
 
 def train_job(cfg: DictConfig) -> float | None:
     """Check a composed configuration, then fit; called once a Hydra job."""
+    with one_line_errors(sys.argv):  # here already: Hydra writes a line of its own for what passes through it
+        return _train_job(cfg)
+
+
+def _train_job(cfg: DictConfig) -> float | None:
     hydra = HydraConfig.get()
     origin = Origin(tuple(hydra.overrides.task), tuple((k, str(v)) for k, v in hydra.runtime.choices.items() if v))
     check_multirun(cfg, hydra.mode.name, str(hydra.runtime.choices.get("hydra/launcher")))

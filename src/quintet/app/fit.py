@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,6 @@ def fit(cfg: DictConfig) -> dict[str, float]:
     is_main = rank_zero_only.rank == 0
     torch.set_float32_matmul_precision(cfg.matmul_precision)
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # ours resumes through the datamodule
     run_dir = open_run(cfg, is_main)
     checkpoint = _checkpoint_to_resume(cfg, run_dir)
     try:
@@ -60,10 +57,11 @@ def build_pair(cfg: DictConfig) -> tuple[Any, Any]:
 def build_trainer(cfg: DictConfig, run_dir: Path) -> lightning.Trainer:
     """The trainer with the house's callbacks before the configured ones and the atomic checkpoint writer."""
     plain = OmegaConf.to_container(cfg, resolve=True)
-    callbacks = [RandomState(), Provenance(plain), *build_all(cfg.callbacks)]
+    bar = bool(cfg.trainer.get("enable_progress_bar", True) and cfg.callbacks.get("progress"))
+    chosen = {name: node for name, node in plain["callbacks"].items() if bar or name != "progress"}
     return build(
-        cfg.trainer,
-        callbacks=callbacks,
+        plain["trainer"] | {"enable_progress_bar": bar},
+        callbacks=[RandomState(), Provenance(plain), *build_all(chosen)],
         logger=build_all(cfg.logger) or False,
         default_root_dir=str(run_dir),
         use_distributed_sampler=False,  # the datamodules split their own, resumable order over the ranks

@@ -29,14 +29,27 @@ def open_run(cfg: DictConfig, is_main: bool) -> Path:
     return run_dir
 
 
+# Lightning repeats these at every checkpoint or warns of what the house does on purpose.
+NOISE = ("`weights_only` was not set", "LeafSpec", "litlogger", "does not have many workers", "is not resumable")
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """False for the lines in NOISE."""
+    return not any(words in record.getMessage() for words in NOISE)
+
+
 def start_console_log(path: Path) -> None:
     """Log lines and warnings go to the screen and to `path`; progress bars only to the screen."""
     root = logging.getLogger()
     root.setLevel(logging.INFO)
-    form = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S")
+    form = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
     for handler in (logging.StreamHandler(sys.stdout), logging.FileHandler(path, encoding="utf-8")):
         handler.setFormatter(form)
+        handler.addFilter(is_news)
         root.addHandler(handler)
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):  # they print themselves; once is enough
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True
     logging.captureWarnings(True)
     for name in ("numba", "matplotlib", "datasets", "fsspec", "urllib3"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -112,16 +112,18 @@ def signature_of(target: str) -> Signature | None:
 def _signature(module: str, node: ast.AST) -> Signature:
     if isinstance(node, ast.FunctionDef):
         return _from_arguments(module, node.args, skip_first=False)
-    if any("dataclass" in ast.unparse(d) for d in node.decorator_list):
-        return _from_fields(module, node)
-    init = next((s for s in node.body if isinstance(s, ast.FunctionDef) and s.name == "__init__"), None)
     inherited = [s for s in (_base_signature(module, b) for b in node.bases) if s is not None]
+    if any("dataclass" in ast.unparse(d) for d in node.decorator_list):
+        own, base = _from_fields(module, node), inherited[0] if inherited else Signature()
+        return Signature(base.parameters | own.parameters, base.open_ended, base.nested | own.nested)
+    init = next((s for s in node.body if isinstance(s, ast.FunctionDef) and s.name == "__init__"), None)
     if init is None:
         return inherited[0] if inherited else Signature()
     own = _from_arguments(module, init.args, skip_first=True)
-    if not own.open_ended or not inherited:
+    if not own.open_ended or not inherited or not inherited[0].parameters:
         return own
-    # **kwargs goes to the base class as a rule, so what the base accepts is what is legal.
+    # **kwargs goes to the base class as a rule, so what the base accepts is what is legal; a base that takes nothing
+    # (WandbLogger's) means that they go somewhere else.
     base = inherited[0]
     return Signature(base.parameters | own.parameters, base.open_ended, base.nested | own.nested)
 

@@ -49,7 +49,8 @@ def unpack(archive: Path, into: Path) -> Path:
             temporary.chmod(0o755)
             temporary.replace(target)
         except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
-            raise UserError(f"cannot unpack {archive}: {error}; download it again") from error
+            reason = " ".join(str(error).split())
+            raise UserError(f"cannot unpack {archive}: {reason}; download it again") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return target

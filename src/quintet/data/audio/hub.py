@@ -1,4 +1,4 @@
-"""Any audio data set that `datasets.load_dataset` reads: a Hub id, a parquet file or a folder."""
+"""Any audio data set that `datasets.load_dataset` reads: a Hub id, a parquet file or a folder of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ class Hub(Source):
     speakers: Sequence[str] | None = None
 
     name = "Hub data set"
-    put = "a Hub id, or a local folder with audio or parquet files,"
+    put = "a Hub id, or local parquet files,"
 
     def recordings(self, cache_dir: Path) -> list[Recording]:
         loaded = {ours: self._load(theirs) for ours, theirs in self.splits.items()}
@@ -41,6 +41,7 @@ class Hub(Source):
 
     def _load(self, split: str) -> Any:
         from datasets import Audio, load_dataset
+        from datasets.exceptions import DatasetGenerationError
 
         local = Path(self.root).expanduser()
         if not local.exists() and (self.root.count("/") != 1 or self.root.startswith(("/", "."))):
@@ -48,6 +49,13 @@ class Hub(Source):
         try:
             path = {"path": "parquet", "data_files": str(local)} if local.is_file() else {"path": str(self.root)}
             dataset = load_dataset(**path, name=self.subset, split=split)
+        except (ImportError, DatasetGenerationError) as error:
+            if not isinstance(error, ImportError) and not isinstance(error.__cause__, ImportError):
+                raise
+            raise UserError(
+                f"{self.root} holds plain audio files, which datasets only indexes with torchcodec: install that, or"
+                " read a local folder with data.source._target_=quintet.data.audio.clips.Clips"
+            ) from error
         except (FileNotFoundError, ValueError, ConnectionError) as error:
             raise UserError(
                 f"data.root={self.root} (split {split}) cannot be loaded: {str(error).splitlines()[0]}"

@@ -15,7 +15,7 @@ from quintet.data.audio.phones import TIMIT_61_TO_39
 NATS_PER_BIT = math.log(2.0)
 
 # Lee & Hon (1989) as the TIMIT source has it, and the silences of the Montreal Forced Aligner.
-FOLD = TIMIT_61_TO_39 | {name: "sil" for name in ("sp", "spn", "")}
+FOLD = TIMIT_61_TO_39 | dict.fromkeys(("sp", "spn", ""), "sil")
 
 
 class SampleNats(Metric):

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from quintet.data.audio.features.frames import FrameExtractor, hop_of, num_frames
 from quintet.data.audio.recording import Recording
 
-FLOOR = 1e-5  # amplitude below which everything is silence, and value 0
+FLOOR = np.float32(1e-5)  # amplitude below which everything is silence, and value 0
 
 
 @dataclass
@@ -47,4 +47,5 @@ class MelSpectrogram(FrameExtractor):
             n_mels=self.n_mels, fmin=self.f_min, fmax=self.f_max,
         )  # fmt: skip
         assert mel_ft.shape[1] == frames, (mel_ft.shape, frames)
-        return ((np.log10(np.maximum(mel_ft.T, FLOOR)) + 5) / 5).astype(np.float32)
+        # the quotient makes silence exactly 0
+        return (np.log10(np.maximum(mel_ft.T, FLOOR) / FLOOR) / 5).astype(np.float32)

@@ -6,7 +6,7 @@ All widths are padded to multiples of LANES with zeros. Legend: b stream, k bloc
 import numpy as np
 from numba import njit
 
-from quintet.models.wavenet.generate.vector import float_of_bits, multiply, publish, reached, wait
+from quintet.models.wavenet.generate.vector import clamp, multiply, nearest, power_of_two, publish, reached, wait
 
 # No reassociation and no value-changing flags: sums keep their order, so that back-ends draw the same samples.
 _FAST = {"contract", "nsz", "arcp", "nnan", "ninf"}
@@ -14,11 +14,11 @@ _FAST = {"contract", "nsz", "arcp", "nnan", "ninf"}
 BLOCKS_DONE, PAST_READY, HEAD_LEAD, HEAD_FOLLOW = 0, 16, 32, 48
 
 
-@njit(fastmath=_FAST, cache=True, nogil=True, inline="always")
+@njit(fastmath=_FAST, error_model="numpy", cache=True, nogil=True, inline="always")
 def _exp(x):
     """e^x in float32 for |x| <= 87, relative error 2e-7; without a branch, so that loops over it vectorise."""
-    n = np.int32(x * np.float32(1.4426950408889634) + np.float32(256.5)) - np.int32(256)
-    r = x - np.float32(n) * np.float32(0.693359375) + np.float32(n) * np.float32(2.12194440e-4)
+    n = nearest(x * np.float32(1.4426950408889634))
+    r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
     p = np.float32(1.9875691500e-4)
     p = p * r + np.float32(1.3981999507e-3)
     p = p * r + np.float32(8.3334519073e-3)
@@ -26,21 +26,21 @@ def _exp(x):
     p = p * r + np.float32(1.6666665459e-1)
     p = p * r + np.float32(5.0000001201e-1)
     p = p * r * r + r + np.float32(1)
-    return p * float_of_bits(np.int32((n + np.int32(127)) << np.int32(23)))
+    return p * power_of_two(n)
 
 
-@njit(fastmath=_FAST, cache=True, nogil=True)
+@njit(fastmath=_FAST, error_model="numpy", cache=True, nogil=True)
 def gate(a_g, z_z):
     """z = tanh(filter) * sigmoid(gate), with one division; absolute error below 1e-6."""
     width = z_z.size
     filter_z, gate_z = a_g[:width], a_g[width:]
     for i in range(width):
-        f = _exp(np.float32(2) * min(max(filter_z[i], np.float32(-15)), np.float32(15)))
-        g = _exp(-min(max(gate_z[i], np.float32(-30)), np.float32(30)))
+        f = _exp(np.float32(2) * clamp(filter_z[i], np.float32(15)))
+        g = _exp(-clamp(gate_z[i], np.float32(30)))
         z_z[i] = (f - np.float32(1)) / ((f + np.float32(1)) * (np.float32(1) + g))
 
 
-@njit(fastmath=_FAST, cache=True, nogil=True)
+@njit(fastmath=_FAST, error_model="numpy", cache=True, nogil=True)
 def draw(logits_q, uniform, temperature, weights_q):
     """Inverse of the distribution function, as `eager.draw`."""
     top = np.argmax(logits_q)
@@ -48,7 +48,7 @@ def draw(logits_q, uniform, temperature, weights_q):
         return top
     highest, scale, total = logits_q[top], np.float32(1 / temperature), 0.0
     for q in range(logits_q.size):
-        weights_q[q] = _exp(max((logits_q[q] - highest) * scale, np.float32(-87)))
+        weights_q[q] = _exp(clamp((logits_q[q] - highest) * scale, np.float32(87)))
     for q in range(logits_q.size):
         total += weights_q[q]
     target, total, q = total * uniform, 0.0, 0
@@ -60,16 +60,29 @@ def draw(logits_q, uniform, temperature, weights_q):
     return q
 
 
-@njit(cache=True, nogil=True)
+@njit(error_model="numpy", cache=True, nogil=True)
+def copy(out, x):
+    """out[:] = x, which Numba would guard against overlap at a cost that shows here."""
+    for i in range(out.size):
+        out[i] = x[i]
+
+
+@njit(error_model="numpy", cache=True, nogil=True)
+def add(out, x):
+    for i in range(out.size):
+        out[i] += x[i]
+
+
+@njit(error_model="numpy", cache=True, nogil=True)
 def embed(front_jqr, classes_t, time, x_r):
     """The front convolution: one column of weights per tap."""
     taps = front_jqr.shape[0]
-    x_r[:] = front_jqr[0, classes_t[time - taps + 1]]
+    copy(x_r, front_jqr[0, classes_t[time - taps + 1]])
     for j in range(1, taps):
-        x_r += front_jqr[j, classes_t[time - taps + 1 + j]]
+        add(x_r, front_jqr[j, classes_t[time - taps + 1 + j]])
 
 
-@njit(cache=True, nogil=True)
+@njit(error_model="numpy", cache=True, nogil=True)
 def add_past(net, k, time, a_g, queue, streams):
     """a[s] += the delayed taps of block k at `time`."""
     length, row, base = net.lengths[k], 4 * queue.shape[2], net.bases[k]
@@ -80,7 +93,7 @@ def add_past(net, k, time, a_g, queue, streams):
         multiply(a_g.ctypes.data, 4 * g, w, x, queue.strides[0], width, g, streams)
 
 
-@njit(cache=True, nogil=True)
+@njit(error_model="numpy", cache=True, nogil=True)
 def product(out_bo, packed, x_bi):
     """out[b] += x[b] @ w."""
     n_in, n_out = x_bi.shape[1], out_bo.shape[1]
@@ -96,20 +109,20 @@ def product(out_bo, packed, x_bi):
     )
 
 
-@njit(fastmath=_FAST, cache=True, nogil=True)
+@njit(fastmath=_FAST, error_model="numpy", cache=True, nogil=True)
 def relu(x):
     for i in range(x.size):
         x[i] = max(x[i], np.float32(0))
 
 
-@njit(fastmath=_FAST, cache=True, nogil=True)
+@njit(fastmath=_FAST, error_model="numpy", cache=True, nogil=True)
 def rescale(x, scale):
     if scale != np.float32(1):
         for i in range(x.size):
             x[i] *= scale
 
 
-@njit(cache=True, nogil=True)
+@njit(error_model="numpy", cache=True, nogil=True)
 def solo(net, queue, classes_bt, start, stop, bias_btkg, uniforms_bn, temperature, logits_bnq):
     """Input times [start, stop) of all given streams, on this thread; two streams share each read of the weights."""
     streams, blocks, width = classes_bt.shape[0], net.now.shape[0], queue.shape[2]
@@ -125,21 +138,23 @@ def solo(net, queue, classes_bt, start, stop, bias_btkg, uniforms_bn, temperatur
         row = min(n, bias_btkg.shape[1] - 1)
         for b in range(streams):
             embed(net.front, classes_bt[b], time, x_br[b])
-            skip_bs[b], hidden_bh[b], logits_bq[b] = net.skip_bias, net.head_bias, net.out_bias
+            copy(skip_bs[b], net.skip_bias)
+            copy(hidden_bh[b], net.head_bias)
+            copy(logits_bq[b], net.out_bias)
         for k in range(blocks):
             for b in range(streams):
-                a_bg[b] = bias_btkg[b, row, k]
+                copy(a_bg[b], bias_btkg[b, row, k])
             add_past(net, k, time, a_bg, queue, streams)
             product(a_bg, net.now[k], x_br)
             slot = net.bases[k] + time % net.lengths[k]
             for b in range(streams):
-                queue[b, slot] = x_br[b]
+                copy(queue[b, slot], x_br[b])
                 gate(a_bg[b], z_bz[b])
             product(skip_bs[:, : net.split], net.skip_lead[k], z_bz)
             product(skip_bs[:, net.split :], net.skip_follow[k], z_bz)
             if k < blocks - 1:
                 for b in range(streams):
-                    x_br[b] += net.residual_bias[k]
+                    add(x_br[b], net.residual_bias[k])
                 product(x_br, net.residual[k], z_bz)
                 for b in range(streams):
                     rescale(x_br[b], net.scale)
@@ -160,7 +175,7 @@ def solo(net, queue, classes_bt, start, stop, bias_btkg, uniforms_bn, temperatur
                 logits_bnq[b, n] = logits_bq[b, : net.classes]
 
 
-@njit(cache=True, nogil=True)
+@njit(error_model="numpy", cache=True, nogil=True)
 def lead(net, shared, flags, queue, classes_bt, start, stop, bias_btkg, uniforms_bn, temperature, logits_bnq):
     """The chain that cannot wait: newest taps, gates, residuals, the draw; and its share of the skips and the head."""
     blocks = net.now.shape[0]
@@ -170,27 +185,27 @@ def lead(net, shared, flags, queue, classes_bt, start, stop, bias_btkg, uniforms
     for time in range(start, stop):
         n = time - start
         embed(net.front, classes_bt[0], time, x_br[0])
-        skip_bs[0] = net.skip_bias[: net.split]
+        copy(skip_bs[0], net.skip_bias[: net.split])
         for k in range(blocks):
             wait(flags, PAST_READY, n * blocks + k + 1)
             a_bg, z_bz = shared.past[k], shared.z[k]
             product(a_bg, net.now[k], x_br)
-            queue[0, net.bases[k] + time % net.lengths[k]] = x_br[0]
+            copy(queue[0, net.bases[k] + time % net.lengths[k]], x_br[0])
             gate(a_bg[0], z_bz[0])
             publish(flags, BLOCKS_DONE, n * blocks + k + 1)
             if k < blocks - 1:
-                x_br[0] += net.residual_bias[k]
+                add(x_br[0], net.residual_bias[k])
                 product(x_br, net.residual[k], z_bz)
                 rescale(x_br[0], net.scale)
             product(skip_bs, net.skip_lead[k], z_bz)
         relu(skip_bs[0])
         publish(flags, HEAD_LEAD, 2 * n + 1)
-        hidden_bh[0] = net.head_bias[: net.head_split]
+        copy(hidden_bh[0], net.head_bias[: net.head_split])
         wait(flags, HEAD_FOLLOW, 3 * n + 1)
         product(hidden_bh, net.head_lead, shared.skip)
         relu(hidden_bh[0])
         publish(flags, HEAD_LEAD, 2 * n + 2)
-        logits_bq[0, : net.out_split] = net.out_bias[: net.out_split]
+        copy(logits_bq[0, : net.out_split], net.out_bias[: net.out_split])
         wait(flags, HEAD_FOLLOW, 3 * n + 2)
         product(logits_bq[:, : net.out_split], net.out_lead, shared.hidden)
         wait(flags, HEAD_FOLLOW, 3 * n + 3)
@@ -200,16 +215,16 @@ def lead(net, shared, flags, queue, classes_bt, start, stop, bias_btkg, uniforms
             logits_bnq[0, n] = logits_bq[0, : net.classes]
 
 
-@njit(cache=True, nogil=True)
+@njit(error_model="numpy", cache=True, nogil=True)
 def past_of(net, shared, flags, queue, time, start, k, bias_btkg):
     """The delayed taps of block k for `time`, ready before the leading thread gets there."""
     n = time - start
-    shared.past[k, 0] = bias_btkg[0, min(n, bias_btkg.shape[1] - 1), k]
+    copy(shared.past[k, 0], bias_btkg[0, min(n, bias_btkg.shape[1] - 1), k])
     add_past(net, k, time, shared.past[k], queue, 1)
     publish(flags, PAST_READY, n * net.now.shape[0] + k + 1)
 
 
-@njit(cache=True, nogil=True)
+@njit(error_model="numpy", cache=True, nogil=True)
 def follow(net, shared, flags, queue, start, stop, bias_btkg):
     """All that is off the chain: the other skips and half of the head now, the delayed taps of the NEXT time step."""
     blocks = net.now.shape[0]
@@ -219,7 +234,7 @@ def follow(net, shared, flags, queue, start, stop, bias_btkg):
         past_of(net, shared, flags, queue, start, start, k, bias_btkg)
     for time in range(start, stop):
         n, ready, last = time - start, 0, time + 1 == stop
-        skip_bs[0] = net.skip_bias[net.split :]
+        copy(skip_bs[0], net.skip_bias[net.split :])
         for k in range(blocks):
             # Work ahead while block k is not there yet; block `ready` has left its input in the queue.
             while not last and ready < k and not reached(flags, BLOCKS_DONE, n * blocks + k + 1):
@@ -229,12 +244,12 @@ def follow(net, shared, flags, queue, start, stop, bias_btkg):
             product(skip_bs, net.skip_follow[k], shared.z[k])
         relu(skip_bs[0])
         publish(flags, HEAD_FOLLOW, 3 * n + 1)
-        hidden_bh[0] = net.head_bias[net.head_split :]
+        copy(hidden_bh[0], net.head_bias[net.head_split :])
         wait(flags, HEAD_LEAD, 2 * n + 1)
         product(hidden_bh, net.head_follow, shared.skip)
         relu(hidden_bh[0])
         publish(flags, HEAD_FOLLOW, 3 * n + 2)
-        logits_bq[0] = net.out_bias[net.out_split :]
+        copy(logits_bq[0], net.out_bias[net.out_split :])
         wait(flags, HEAD_LEAD, 2 * n + 2)
         product(logits_bq, net.out_follow, shared.hidden)
         publish(flags, HEAD_FOLLOW, 3 * n + 3)

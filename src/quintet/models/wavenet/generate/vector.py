@@ -130,13 +130,39 @@ def _store_flag(typingctx, address, value):
 
 
 @intrinsic
-def float_of_bits(typingctx, bits):
-    """The float32 with these bits."""
+def nearest(typingctx, x):
+    """x rounded to an integer, as float32."""
 
     def codegen(context, builder, signature, args):
-        return builder.bitcast(args[0], _F32)
+        rint = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_F32, [_F32]), "llvm.rint.f32")
+        return builder.call(rint, args)
 
-    return float32(int32), codegen
+    return float32(float32), codegen
+
+
+@intrinsic
+def power_of_two(typingctx, n):
+    """2^n for a whole n in -126..127, put together from its bits."""
+
+    def codegen(context, builder, signature, args):
+        i32 = ir.IntType(32)
+        exponent = builder.add(builder.fptosi(args[0], i32), i32(127))
+        return builder.bitcast(builder.shl(exponent, i32(23)), _F32)
+
+    return float32(float32), codegen
+
+
+@intrinsic
+def clamp(typingctx, x, limit):
+    """x kept within -limit..limit, as a select: `min` and `max` branch on NaN and stop a loop from vectorising."""
+
+    def codegen(context, builder, signature, args):
+        x, limit = args
+        x = builder.select(builder.fcmp_ordered("<", x, limit), x, limit)
+        low = builder.fneg(limit)
+        return builder.select(builder.fcmp_ordered(">", x, low), x, low)
+
+    return float32(float32, float32), codegen
 
 
 _yield_core = types.ExternalFunction("sched_yield", int32())
@@ -156,10 +182,10 @@ def reached(flags, index, value):
 
 @njit(cache=True, nogil=True)
 def wait(flags, index, value):
-    """Spin until it has; after some 10 us let other processes have the core."""
+    """Spin until it has; after a few us let other processes have the core."""
     spins = 0
     while not reached(flags, index, value):
         spins += 1
-        if spins > 10000:
+        if spins > 3000:
             _yield_core()
             spins = 0

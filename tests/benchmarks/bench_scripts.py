@@ -1,0 +1,29 @@
+"""The benchmark scripts, which are no package: their folder goes on the path, as `python benchmarks/x.py` has it."""
+
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+
+import _common  # noqa: E402
+import gpu  # noqa: E402
+import markov_baselines  # noqa: E402
+import startup  # noqa: E402
+import training  # noqa: E402
+
+__all__ = ["REPOSITORY", "TINY", "_common", "gpu", "markov_baselines", "startup", "training"]
+
+TINY = [
+    "experiment=wavenet_sample",
+    "callbacks=quiet",
+    "model.network.stacks=1",
+    "model.network.layers_per_stack=4",
+    "model.network.residual_channels=8",
+    "model.network.gate_channels=8",
+    "model.network.skip_channels=8",
+    "model.network.head_channels=8",
+    "data.batch_size=4",
+    "data.chunk_samples=800",
+    "trainer.enable_progress_bar=false",
+]
