@@ -172,3 +172,23 @@ def test_two_cpu_processes(house):
 def test_compiled_checkpoint_has_plain_names(house):
     run = house.train(*TINY, "compile=true", "trainer.max_steps=1", "trainer.limit_val_batches=0", run_id="compiled")
     assert not any("_orig_mod" in key for key in weights(run))
+
+
+def test_wandb_offline_and_tensorboard(house):
+    run = house.train(
+        *[t for t in TINY if t != "callbacks=quiet"],
+        "logger=wandb",
+        "logger.wandb.mode=offline",
+        "+logger.tensorboard._target_=lightning.pytorch.loggers.TensorBoardLogger",
+        "+logger.tensorboard.save_dir=${run_dir}",
+        "+logger.tensorboard.version=tb",
+        "trainer.max_steps=1",
+        "callbacks.summary=null",
+        "model.media_seconds=0.05",
+        "trainer.limit_val_batches=1",
+        run_id="loggers",
+    )
+    offline = list((run / "wandb").glob("offline-run-*"))
+    assert offline and list(offline[0].rglob("*.png")) and list(offline[0].rglob("*.wav"))
+    assert list(run.glob("**/tb/events.out.tfevents*"))
+    assert list((run / "media").rglob("*.png")) and list((run / "media").rglob("*.wav"))

@@ -105,9 +105,11 @@ class SaveAtValidation(Callback):
 
 
 def fit(tmp_path, module, workers=0, resume=None, callbacks=(), **trainer):
-    options = {"max_epochs": 3, "accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False,
-               "enable_model_summary": False, "use_distributed_sampler": False, "num_sanity_val_steps": 0,
-               "log_every_n_steps": 1, "default_root_dir": tmp_path, "enable_checkpointing": resume is None}  # fmt: skip
+    options = {
+        "max_epochs": 3, "accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False,
+        "enable_model_summary": False, "use_distributed_sampler": False, "num_sanity_val_steps": 0,
+        "log_every_n_steps": 1, "default_root_dir": tmp_path, "enable_checkpointing": resume is None,
+    }  # fmt: skip
     saver = ModelCheckpoint(tmp_path, filename="s{step}", every_n_train_steps=1, save_top_k=-1,
                             auto_insert_metric_name=False)  # fmt: skip
     callbacks = [saver, *callbacks] if resume is None else list(callbacks)

@@ -87,9 +87,10 @@ def test_changed_files_or_settings_are_decoded_again(tmp_path, make):
 
 
 def _prepare(folder):
-    AudioDataModule(source=SampleVCTK(f"{folder}/s", num_speakers=2, num_utterances=4, seconds=0.3), cache_dir=f"{folder}/cache", sample_rate=16000,
-                    chunk_samples=800, batch_size=2, context=80, features=MelSpectrogram(n_mels=4, n_fft=256)
-                    ).prepare_data()  # fmt: skip
+    source = SampleVCTK(f"{folder}/s", num_speakers=2, num_utterances=4, seconds=0.3)
+    settings = {"sample_rate": 16000, "chunk_samples": 800, "batch_size": 2, "context": 80}
+    mel = MelSpectrogram(n_mels=4, n_fft=256)
+    AudioDataModule(source=source, cache_dir=f"{folder}/cache", features=mel, **settings).prepare_data()
 
 
 def test_processes_prepare_at_the_same_time(tmp_path, make):

@@ -46,6 +46,14 @@ def generate(
     build = _backend(network, backend)
     given = (("speaker_b", speaker_b), ("tags_bn", tags_bn), ("local_bft", local_bft), ("prompt_bt", prompt_bt))
     batch_size = _batch_size(batch_size, given)
+    if (
+        prompt_bt is not None
+        and prompt_bt.numel()
+        and not 0 <= prompt_bt.min() <= prompt_bt.max() < network.num_classes
+    ):
+        raise UserError(
+            f"generate: the prompt has classes outside 0..{network.num_classes - 1}: mu-law encode it first"
+        )
     generator = torch.Generator().manual_seed(seed)
     uniforms_bn = torch.rand(batch_size, num_samples, dtype=torch.float64, generator=generator)
     was_training = network.training
