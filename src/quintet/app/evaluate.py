@@ -48,7 +48,7 @@ def run_protocol(node: DictConfig, trainer: Any, module: Any, datamodule: Any, f
     if protocol_name(node) == "test":
         results = trainer.test(module, datamodule=datamodule, verbose=False)
         return {k: float(v) for result in results for k, v in result.items()}
-    return protocol(module, datamodule, folder)
+    return protocol(module, datamodule, folder.parent)  # it makes its own folder there
 
 
 def protocol_name(node: DictConfig) -> str:
@@ -136,4 +136,6 @@ def unit_of(metric: str) -> str:
     """Unit by naming convention."""
     name = metric.rpartition("/")[2]
     units = {"bits": "bits/sample", "nats": "nats/sample", "loss": "nats", "seconds": "s", "samples_per_s": "samples/s"}
+    if name.endswith("_db"):
+        return "dB"
     return next((unit for key, unit in units.items() if name.startswith(key)), "")

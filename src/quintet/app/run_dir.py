@@ -30,7 +30,14 @@ def open_run(cfg: DictConfig, is_main: bool) -> Path:
 
 
 # Lightning repeats these at every checkpoint or warns of what the house does on purpose.
-NOISE = ("`weights_only` was not set", "LeafSpec", "litlogger", "does not have many workers", "is not resumable", "exists and is not empty")
+NOISE = (
+    "`weights_only` was not set",
+    "LeafSpec",
+    "litlogger",
+    "does not have many workers",
+    "is not resumable",
+    "exists and is not empty",
+)
 
 
 def is_news(record: logging.LogRecord) -> bool:

@@ -102,6 +102,18 @@ def test_validation_equals_the_mean_over_every_sample():
     assert metrics["val/bits_p226"] == pytest.approx((losses[1] * 5 + other[0] * 9).item() / 14 / math.log(2), rel=1e-5)
 
 
+def test_recognition_without_speakers_reports_accuracy_and_the_joint_loss():
+    module, metrics = module_of(PHONE_FACTS, recognition={"channels": 4, "layers": 1, "frame": 16}), {}
+    batch = batch_of(phones=torch.tensor([[1, -100], [2, 0]]))._replace(speaker=None)
+    module.log = lambda name, value, **_: metrics.update({name: float(value)})
+    module.validation_step(batch, 0)
+    module.on_validation_epoch_end()
+    best, labelled = module(batch)[1].argmax(1), batch.phones != -100
+    assert metrics["val/frame_accuracy"] == pytest.approx((best == batch.phones)[labelled].float().mean().item())
+    assert metrics["val/loss"] == pytest.approx(module.example_losses(batch).mean().item(), rel=1e-5)
+    assert set(metrics) == {"val/nats", "val/bits", "val/frame_accuracy", "val/loss"}
+
+
 def test_recognition_adds_the_weighted_frame_loss():
     recognition = {"channels": 4, "layers": 1, "frame": 16}
     module = module_of(PHONE_FACTS, recognition=recognition)

@@ -137,7 +137,7 @@ class WaveNetModule(LightningModule):
         metric.reset()
         self._log(f"{stage}/nats", nats)
         self._log(f"{stage}/bits", nats / NATS_PER_BIT, prog_bar=True)
-        for name, speaker_nats in zip(self.facts["speakers"], nats_s, strict=False):
+        for name, speaker_nats in zip(self.facts["speakers"], nats_s.reshape(-1), strict=False):
             if not speaker_nats.isnan():
                 self._log(f"{stage}/bits_{name}", speaker_nats / NATS_PER_BIT)
         if self.recognises:
