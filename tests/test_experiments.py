@@ -45,6 +45,8 @@ def composed(path, folder, *more):
     overrides += [f"paths.cache_dir={folder}/cache", f"run_dir={folder}/{path.stem}", "run_id=x", *more]
     if data == "librispeech":  # its own key, which the sample's source does not have
         overrides += ["~data.source.subsets"]
+    if "ema:" in path.read_text():  # the quiet callbacks have none
+        overrides += ["callbacks.ema=null"]
     if "context_stack" in path.stem:
         overrides += ["model.network.context_stack.layers_per_stack=2"]
     cfg = compose.compose_checked("train", overrides)

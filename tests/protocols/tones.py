@@ -42,7 +42,15 @@ class ToneData:
         tone = 0.5 * np.sin(2 * np.pi * (400, 1600)[speaker] * np.arange(2 * CHUNK) / 16000)
         local = np.full((CHANNELS, 2 * CHUNK // HOP), float(speaker), np.float32) if self.local else None
         pcm = (32767 * tone).astype(np.int16)
-        return {"pcm": pcm, "speaker": speaker, "tags": None, "local": local, "id": f"tone_{index}"}
+        phones = np.tile([0, 1], 2) if self.phones else None
+        return {
+            "pcm": pcm,
+            "speaker": speaker,
+            "tags": None,
+            "local": local,
+            "phones": phones,
+            "id": f"tone_{index}",
+        }
 
     def _item(self, index: int, start: int) -> AudioBatch:
         item = self.utterance("train", index)

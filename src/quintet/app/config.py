@@ -97,6 +97,13 @@ def check(cfg: DictConfig, origin: Origin) -> None:
         _check_type(key, value, str(legal[key]), origin)
     for path, node in targets(plain):
         check_target(path, node, origin)
+    for group in ("callbacks", "logger"):
+        for name, node in (plain[group] or {}).items():
+            if node and "_target_" not in node:
+                where = f"{group}.{name}"
+                raise UserError(
+                    f"'{where}' {origin.of(where)} has no _target_: choose a {group}=... option that has it"
+                )
     check_pair(cfg)
 
 

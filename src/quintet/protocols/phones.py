@@ -59,8 +59,8 @@ class Phones:
 def majority_class(datamodule) -> int:
     """The most frequent phone of the TRAINING frames: what a constant recogniser would answer."""
     counts: Counter = Counter()
-    for index in range(len(datamodule.train_set)):
-        counts.update(np.asarray(datamodule.train_set[index].phones).ravel().tolist())
+    for index in range(datamodule.num_utterances("train")):
+        counts.update(np.asarray(datamodule.utterance("train", index)["phones"]).tolist())
     counts.pop(IGNORED, None)
     return counts.most_common(1)[0][0]
 

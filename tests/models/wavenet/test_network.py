@@ -1,5 +1,7 @@
 """Causality, receptive field, a hand computation in NumPy, conditioning lengths, and no dead parameter."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,15 @@ from quintet.errors import UserError
 from quintet.models.wavenet.conditioning import TransposedUpsampling, upsampling_strides
 from quintet.models.wavenet.network import WaveNet, WaveNetConfig, describe_receptive_field
 
-SMALL = dict(layers_per_stack=3, stacks=2, residual_channels=6, gate_channels=5, skip_channels=7, head_channels=8)
-CONTEXT = dict(layers_per_stack=2, stacks=1, kernel_size=2, residual_channels=4, pool=5, channels=3)
+SMALL = {
+    "layers_per_stack": 3,
+    "stacks": 2,
+    "residual_channels": 6,
+    "gate_channels": 5,
+    "skip_channels": 7,
+    "head_channels": 8,
+}
+CONTEXT = {"layers_per_stack": 2, "stacks": 1, "kernel_size": 2, "residual_channels": 4, "pool": 5, "channels": 3}
 Q, HOP = 16, 6
 
 
@@ -33,15 +42,15 @@ def conditions(network, batch, length):
 
 VARIANTS = {
     "plain": {},
-    "kernel 1": dict(kernel_size=1),
-    "kernel 3, front 3": dict(kernel_size=3, front_kernel_size=3),
-    "scaled, weight norm": dict(residual_scaling=True, weight_norm=True),
-    "speaker, tags": dict(num_speakers=3, num_tags=4),
-    "speaker embedding": dict(num_speakers=3, speaker_embedding=2),
-    "local": dict(local_channels=4),
-    "local, repeated": dict(local_channels=4, upsample="repeat"),
-    "context": dict(context_stack=CONTEXT),
-    "everything": dict(num_speakers=2, num_tags=2, local_channels=4, context_stack=CONTEXT, kernel_size=3),
+    "kernel 1": {"kernel_size": 1},
+    "kernel 3, front 3": {"kernel_size": 3, "front_kernel_size": 3},
+    "scaled, weight norm": {"residual_scaling": True, "weight_norm": True},
+    "speaker, tags": {"num_speakers": 3, "num_tags": 4},
+    "speaker embedding": {"num_speakers": 3, "speaker_embedding": 2},
+    "local": {"local_channels": 4},
+    "local, repeated": {"local_channels": 4, "upsample": "repeat"},
+    "context": {"context_stack": CONTEXT},
+    "everything": {"num_speakers": 2, "num_tags": 2, "local_channels": 4, "context_stack": CONTEXT, "kernel_size": 3},
 }
 
 
@@ -97,7 +106,7 @@ def test_two_layers_by_hand(kernel):
     p = {name: value.detach().numpy() for name, value in network.named_parameters()}
     bias = p["global_conditioning.speaker.weight"][2].reshape(2, -1)
     history = [*([Q // 2] * (network.config.front_kernel_size - 1)), *classes[0].tolist()]
-    x = [p["front.weight"][0][a] + p["front.weight"][1][b] for a, b in zip(history, history[1:], strict=False)]
+    x = [p["front.weight"][0][a] + p["front.weight"][1][b] for a, b in itertools.pairwise(history)]
     skips = np.tile(p["stack.skip.bias"], (12, 1))
     for layer, dilation in enumerate((1, 2)):
         w, b = p[f"stack.blocks.{layer}.filter_gate.weight"], p[f"stack.blocks.{layer}.filter_gate.bias"]
@@ -147,7 +156,7 @@ def test_every_parameter_gets_a_gradient(network):
 
 
 def test_phone_frames_are_counted_from_the_end():
-    network = build(num_phones=5, recognition=dict(channels=6, layers=2, frame=20))
+    network = build(num_phones=5, recognition={"channels": 6, "layers": 2, "frame": 20})
     classes = torch.randint(0, Q, (2, 87))
     logits, phones = network.forward_with_phones(classes)
     assert logits.shape == (2, Q, 87) and phones.shape == (2, 5, 4)
@@ -160,10 +169,10 @@ def test_phone_frames_are_counted_from_the_end():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (dict(upsample="cubic"), "model.network.upsample"),
-        (dict(kernel_size=0), "model.network.kernel_size"),
-        (dict(context_stack={"pool": 4}), "model.network.context_stack"),
-        (dict(recognition={"channels": 4, "layers": 1}), "no phones"),
+        ({"upsample": "cubic"}, "model.network.upsample"),
+        ({"kernel_size": 0}, "model.network.kernel_size"),
+        ({"context_stack": {"pool": 4}}, "model.network.context_stack"),
+        ({"recognition": {"channels": 4, "layers": 1}}, "no phones"),
     ],
 )
 def test_a_wrong_configuration_is_named(changes, words):
