@@ -158,7 +158,8 @@ def _pack(matrix: np.ndarray) -> np.ndarray:
     tiles, column, width = [], 0, matrix.shape[-1]
     for tile in (LANES * t for t in TILES):
         while width - column >= tile:
-            tiles.append(matrix[..., column : column + tile].reshape(*matrix.shape[:-2], -1))
+            flat = (*matrix.shape[:-2], matrix.shape[-2] * tile)
+            tiles.append(matrix[..., column : column + tile].reshape(flat))
             column += tile
     packed = _aligned(*matrix.shape[:-2], matrix.shape[-2] * width)
     packed[...] = np.concatenate(tiles, axis=-1) if tiles else 0
