@@ -53,7 +53,7 @@ def main() -> None:
             RESULTS / f"{args.publish}.json",
             title=f"WaveNet generation speed: {SIZE}",
             rows=rows,
-            protocol=f"medians of {args.repeats} repeats, candidates in turn, {torch.get_num_threads()} threads, float32",
+            protocol=f"median of {args.repeats} repeats, candidates in turn, {torch.get_num_threads()} threads",
             data="none: free generation from an untrained network",
             subset=False,
             seconds=time.perf_counter() - began,
