@@ -95,7 +95,7 @@ def wavenet_vocoder(folder: Path | None, batch: int) -> Callable[[int], None]:
     def run(samples: int) -> None:
         with torch.no_grad():
             # Its sampler draws for one stream only; for more it feeds the distribution itself back.
-            peer.incremental_forward(silence, T=samples, quantize=batch == 1)
+            peer.incremental_forward(test_inputs=silence, T=samples, quantize=batch == 1)
 
     return run
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from conftest import REPOSITORY, TINY
+from harness import REPOSITORY, TINY
 
 from quintet.callbacks.checkpoint import load_checkpoint
 

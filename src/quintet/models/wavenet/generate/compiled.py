@@ -94,7 +94,7 @@ def _net(network) -> Net:
     head, out = (network.head[i].weight[..., 0].t() for i in (1, 3))
     head, out = _padded(head, skips, heads), _padded(out, heads, outs)
     # The chain costs the leading thread gates and residuals, the other the delayed taps: skips make up the difference.
-    split, head_split, out_split = _share(skips, 0.25), _share(heads, 0.5), _share(outs, 0.5)
+    split, head_split, out_split = _share(skips, 0.375), _share(heads, 0.5), _share(outs, 0.5)
     lengths = np.array([max(b.reach, 1) for b in stack.blocks])
     return Net(
         front=_padded(network.front.weight, network.num_classes, width),
