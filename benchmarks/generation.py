@@ -7,6 +7,7 @@ machine's own limit is a plain matrix-vector product over weights of the network
 """
 
 import argparse
+import os
 import statistics
 import sys
 import time
@@ -33,7 +34,7 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, default=None, help="folder with wavenet_vocoder (requirements-bench.txt)")
     parser.add_argument("--publish", default=None, metavar="NAME", help="write docs/results/NAME.json")
     args = parser.parse_args()
-    began = time.perf_counter()
+    began, load = time.perf_counter(), os.getloadavg()[0]  # what else the machine was doing
     torch.manual_seed(0)
     network = WaveNet(WaveNetConfig()).eval()
     candidates, notes = candidates_of(network, args)
@@ -44,8 +45,7 @@ def main() -> None:
     for _ in range(args.repeats):
         limits.append(machine_limit(network))
         for name, (run, samples) in candidates.items():
-            # A run of no length to speak of is subtracted: priming and weight packing are paid once, not per sample.
-            seconds[name].append(timed(run, samples) - timed(run, 1))
+            seconds[name].append((timed(run, samples), timed(run, 1)))
     rows = report(network, candidates, seconds, limits, notes)
     print_table(rows)
     if args.publish:
@@ -57,7 +57,11 @@ def main() -> None:
             data="none: free generation from an untrained network",
             subset=False,
             seconds=time.perf_counter() - began,
-            extra={"seconds_per_run": {f"{b} batch {n}": t for (b, n), t in seconds.items()}, "limit": limits},
+            extra={
+                "seconds_per_run": {f"{b} batch {n}": t for (b, n), t in seconds.items()},
+                "limit": limits,
+                "load": load,
+            },
         )
 
 
@@ -151,10 +155,10 @@ def report(network, candidates, seconds, limits, notes) -> list[dict]:
     limit, work = statistics.median(limits), multiply_adds(network)
     rows = []
     for (name, batch), (_, samples) in candidates.items():
-        # One second of audio per stream is 16000 samples: the speed of all streams together.
-        speed = batch * (samples - 1) / statistics.median(seconds[name, batch])
-        best = batch * (samples - 1) / max(min(seconds[name, batch]), 1e-9)
-        note = f"{100 * speed * work / limit:.0f}% of the plain products' speed; fastest repeat {best:.0f}"
+        # A run of one sample is subtracted: priming and weight packing are paid once, not per sample.
+        whole, start = (statistics.median(times) for times in zip(*seconds[name, batch], strict=True))
+        speed = batch * (samples - 1) / (whole - start)
+        note = f"all streams together; {100 * speed * work / limit:.0f}% of the plain products' speed"
         rows.append({"metric": f"{name}, batch {batch}", "value": round(speed), "unit": "samples/s", "note": note})
     for (name, batch), note in notes.items():
         rows.append({"metric": f"{name}, batch {batch}", "value": "-", "unit": "samples/s", "note": note})
