@@ -8,7 +8,7 @@ from torch import nn
 from quintet.callbacks.checkpoint import AtomicCheckpointIO, LastCheckpoint, load_checkpoint, newest_checkpoint
 from quintet.callbacks.ema import Ema
 from quintet.callbacks.random_state import RandomState, capture, restore
-from quintet.callbacks.throughput import Throughput, batch_size_of
+from quintet.callbacks.throughput import batch_size_of
 from quintet.data.resumable import ResumableDataModule
 
 
@@ -98,4 +98,3 @@ def test_ema_against_the_formula(tmp_path):
 def test_batch_size_of_finds_the_first_tensor():
     assert batch_size_of((None, torch.zeros(5, 2))) == 5
     assert batch_size_of({"a": [None, torch.zeros(7)]}) == 7
-    assert Throughput()._examples == 0

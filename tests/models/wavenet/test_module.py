@@ -260,7 +260,7 @@ def test_receptive_field_is_said_in_samples_and_milliseconds(monkeypatch):
     module = module_of()
     module.on_fit_start()
     assert module.receptive_field == 9  # front 2 + dilations 1 + 2 + 4
-    assert said == ["WaveNet receptive field: 9 samples = 0.6 ms"]
+    assert said == ["WaveNet receptive field 9 samples = 0.6 ms at 16000 Hz"]
 
 
 def test_edit_distance_and_phone_error_rate():

@@ -73,7 +73,7 @@ def pointwise(conv: nn.Conv1d, x_btc: Tensor) -> Tensor:
 def dilated(conv: nn.Conv1d, x_btc: Tensor, length: int) -> Tensor:
     """The last `length` outputs of a causal dilated convolution, channels last: one product over the stacked taps.
 
-    Three times as fast as conv1d on a CPU (benchmarks/training.py), whose backward is slow when dilated.
+    On a CPU conv1d's backward is slow when dilated; this was faster in one trial on a loaded machine, no benchmark yet.
     """
     taps, step = conv.kernel_size[0], conv.dilation[0]
     missing = length + (taps - 1) * step - x_btc.size(1)

@@ -18,7 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from quintet.data.batches import AudioBatch
 from quintet.errors import UserError
 from quintet.models.wavenet.metrics import NATS_PER_BIT, SampleNats
-from quintet.models.wavenet.network import WaveNet, WaveNetConfig
+from quintet.models.wavenet.network import WaveNet, WaveNetConfig, describe_receptive_field
 from quintet.models.wavenet.optimizer import OptimizerConfig, build_optimizer, from_mapping
 
 CONDITIONS = ("speaker", "tags", "local")
@@ -67,8 +67,7 @@ class WaveNetModule(LightningModule):
             check_facts(self.facts, _plain(given))
 
     def on_fit_start(self) -> None:
-        milliseconds = 1000 * self.receptive_field / self.facts["sample_rate"]
-        rank_zero_info(f"WaveNet receptive field: {self.receptive_field} samples = {milliseconds:.1f} ms")
+        rank_zero_info(f"WaveNet {describe_receptive_field(self.network, self.facts['sample_rate'])}")
 
     def condition(self, batch: AudioBatch) -> dict[str, Tensor | None]:
         """The network's conditioning arguments from a batch, after a look at whether they fit this network."""
