@@ -19,3 +19,29 @@ class AudioBatch(NamedTuple):
     local: Tensor | None  # (B, F, L // hop) float32; frame f conditions positions f*hop .. f*hop+hop-1; 0 = silence
     phones: Tensor | None  # (B, C // 160) int64 phone of every frame of the last C positions, -100 = ignore
     utterance: Tensor  # (B,) int64 index of the utterance in its split
+
+
+class EpisodeBatch(NamedTuple):
+    """Streaming few-shot episodes, Kaiser et al. 2017 section 4.1; B episodes of T images, S pixels a side.
+
+    Each episode has its own labels for its own classes. The showings come in rounds: every class is shown once, in
+    random order, before any class is shown again.
+    """
+
+    images: Tensor  # (B, T, 1, S, S) float32 ink: 0 = paper, 1 = ink
+    labels: Tensor  # (B, T) int64 label of the class in this episode, 0..width-1
+    showing: Tensor  # (B, T) int64 how often the class was shown before in this episode, 0 = first
+    classes: Tensor  # (B, T) int64 index of the class in its split
+
+
+class SequencePairBatch(NamedTuple):
+    """Pairs of token sequences, source -> target; B pairs, S and T the longest of the batch.
+
+    The decoder reads `target[:, :-1]` and predicts `target[:, 1:]`. Ids 0..3 are padding, bos, eos and unknown.
+    """
+
+    source: Tensor  # (B, S) int64 token ids, ends with eos, 0 = padding
+    target: Tensor  # (B, T) int64 token ids, starts with bos, ends with eos, 0 = padding
+    source_length: Tensor  # (B,) int64, eos included
+    target_length: Tensor  # (B,) int64, bos and eos included
+    index: Tensor  # (B,) int64 row of the pair in its split
