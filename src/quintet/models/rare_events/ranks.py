@@ -1,0 +1,24 @@
+"""Examples of all distributed ranks, in rank order."""
+
+import torch
+from torch import Tensor, distributed
+
+
+def gather_ranks(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Each tensor (B, ...) with the other ranks' rows below and above its own; ranks may differ in B. No gradient."""
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+        return tensors
+    world = distributed.get_world_size()
+    sizes = torch.zeros(world, dtype=torch.int64, device=tensors[0].device)
+    sizes[distributed.get_rank()] = len(tensors[0])
+    distributed.all_reduce(sizes)
+    rows = sizes.tolist()
+    return tuple(_gather(tensor, rows) for tensor in tensors)
+
+
+def _gather(tensor: Tensor, rows: list[int]) -> Tensor:
+    sent = tensor.new_zeros(max(rows), *tensor.shape[1:])
+    sent[: len(tensor)] = tensor
+    received = [torch.empty_like(sent) for _ in rows]
+    distributed.all_gather(received, sent)
+    return torch.cat([part[:count] for part, count in zip(received, rows, strict=True)])
