@@ -22,7 +22,7 @@ class AudioBatch(NamedTuple):
 
 
 class EpisodeBatch(NamedTuple):
-    """Streaming few-shot episodes, Kaiser et al. 2017, the Omniglot experiments; B episodes of T images, S pixels a side.
+    """Streaming few-shot episodes (Kaiser et al. 2017, Omniglot); B episodes of T images, S pixels a side.
 
     Each episode has its own labels for its own classes. The showings come in rounds: every class is shown once, in
     random order, before any class is shown again.
