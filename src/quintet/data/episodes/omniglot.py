@@ -49,12 +49,13 @@ class Omniglot:
     name = "Omniglot"
     sample_config = "glyphs_sample"  # the config that needs no download
 
-    def prepare(self) -> None:
-        """What has to happen before the files can be read: nothing, for a data set that is on disk."""
+    def folder(self) -> Path:
+        """Where the two parts lie."""
+        return Path(self.root).expanduser()
 
     def path(self, part: str) -> Path:
         """The folder or zip of `background` or `evaluation`. Errors: UserError when neither is there."""
-        root = Path(self.root).expanduser()
+        root = self.folder()
         for folder in (root, root / "python"):
             for path in (folder / f"images_{part}.zip", folder / f"images_{part}"):
                 if path.exists():

@@ -46,7 +46,6 @@ def write_store(folder: Path, source: Omniglot, image_size: int) -> None:
 
 def open_store(source: Omniglot, image_size: int, cache_dir: Path) -> dict[str, Stored]:
     """The parts of exactly these files at this size, decoded at the first use; other processes wait meanwhile."""
-    source.prepare()
     folder = cache_dir / "episodes" / digest(FORMAT, source.fingerprint(), image_size)
     build_once(folder, lambda target: write_store(target, source, image_size))
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
