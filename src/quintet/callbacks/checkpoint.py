@@ -83,12 +83,17 @@ class LastCheckpoint(Checkpoint):
     def __init__(self, dirpath: str, every_n_steps: int = 500) -> None:
         self.path = Path(dirpath) / "last.ckpt"
         self.every_n_steps = every_n_steps
-        self._saved_step = -1
+        self._saved_step, self._first_step = -1, 0
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """A resumed run counts from where it stands."""
+        self._first_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *args: Any) -> None:
         """Save at a step boundary; Lightning counts a batch as completed only after this hook and allows for it."""
-        due = trainer.global_step % self.every_n_steps == 0
-        ends = trainer.should_stop or trainer.global_step == trainer.max_steps
+        # crossed rather than hit: a module that steps by itself may take many steps a batch
+        due = trainer.global_step // self.every_n_steps > max(self._saved_step, self._first_step) // self.every_n_steps
+        ends = trainer.should_stop or 0 < trainer.max_steps <= trainer.global_step
         if trainer.global_step != self._saved_step and (due or ends):
             self._save(trainer)
 

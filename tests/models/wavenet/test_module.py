@@ -10,9 +10,9 @@ from torch.utils.data import DataLoader
 
 from quintet.data.batches import AudioBatch
 from quintet.errors import UserError
+from quintet.models.optimizer import OptimizerConfig, lr_factor
 from quintet.models.wavenet.metrics import SampleNats, edit_distance, fold_phones, phone_error_rate
 from quintet.models.wavenet.module import WaveNetModule, check_facts
-from quintet.models.wavenet.optimizer import OptimizerConfig, lr_factor
 
 TINY = {
     "layers_per_stack": 3,

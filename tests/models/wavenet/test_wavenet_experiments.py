@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from quintet.models.optimizer import OptimizerConfig
 from quintet.models.wavenet.module import WaveNetModule
 from quintet.models.wavenet.network import WaveNetConfig
-from quintet.models.wavenet.optimizer import OptimizerConfig
 
 CONF = Path(__file__).parents[3] / "conf"
 EXPERIMENTS = sorted((CONF / "experiment").glob("wavenet_*.yaml"))

@@ -4,10 +4,8 @@ Legend: B batch, L window = context + C, C predicted samples, Q mu-law classes, 
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
@@ -17,9 +15,10 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from quintet.data.batches import AudioBatch
 from quintet.errors import UserError
+from quintet.models.optimizer import OptimizerConfig, build_optimizer, from_mapping
+from quintet.models.plain import plain, refuse_other_weights
 from quintet.models.wavenet.metrics import NATS_PER_BIT, SampleNats
 from quintet.models.wavenet.network import WaveNet, WaveNetConfig, describe_receptive_field
-from quintet.models.wavenet.optimizer import OptimizerConfig, build_optimizer, from_mapping
 
 CONDITIONS = ("speaker", "tags", "local")
 
@@ -43,8 +42,8 @@ class WaveNetModule(LightningModule):
         config = from_mapping(WaveNetConfig, network, "model.network")
         self.optimizer_config = from_mapping(OptimizerConfig, optimizer, "model.optimizer")
         # Plain values only: the checkpoint loads with weights_only and without Hydra.
-        network, optimizer = _plain(asdict(config)), _plain(asdict(self.optimizer_config))
-        facts, conditions = _plain(facts), _plain(conditions)
+        network, optimizer = plain(config), plain(self.optimizer_config)
+        facts, conditions = plain(facts), plain(conditions)
         self.save_hyperparameters()
         self.facts, self.conditions = facts, conditions
         self.network = build_network(config, facts, conditions)
@@ -64,7 +63,7 @@ class WaveNetModule(LightningModule):
         """Before any run: the data must be what the network was sized for, speakers in the same order."""
         given = getattr(getattr(self.trainer, "datamodule", None), "facts", None)
         if given is not None:
-            check_facts(self.facts, _plain(given))
+            check_facts(self.facts, plain(given))
 
     def on_fit_start(self) -> None:
         rank_zero_info(f"WaveNet {describe_receptive_field(self.network, self.facts['sample_rate'])}")
@@ -157,16 +156,7 @@ class WaveNetModule(LightningModule):
         return build_optimizer(self, self.optimizer_config)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        """Refuse weights of another network with one line rather than a page of tensor names."""
-        ours, theirs = self.state_dict(), checkpoint["state_dict"]
-        odd = [k for k in theirs if k not in ours or ours[k].shape != theirs[k].shape] + [
-            k for k in ours if k not in theirs
-        ]
-        if odd:
-            raise UserError(
-                f"The checkpoint is not of this WaveNet: {len(odd)} tensors differ, first {odd[0]!r}; "
-                "use the run's own config, or a checkpoint of this one"
-            )
+        refuse_other_weights(self, checkpoint)
 
     def make_media(self, datamodule, out_dir: Path) -> list[Path]:
         """A few generated utterances beside held-out ones, as .wav and pictures under `out_dir`."""
@@ -236,14 +226,3 @@ def _frame_losses(phone_logits_bpf: Tensor, phones_bf: Tensor) -> Tensor:
 
 def _frame_accuracy(facts: dict) -> MulticlassAccuracy:
     return MulticlassAccuracy(num_classes=len(facts["phones"]), average="micro", ignore_index=-100)
-
-
-def _plain(value: object) -> object:
-    """Mappings, sequences and numpy scalars as dicts, lists and Python values, for a weights_only checkpoint."""
-    if hasattr(value, "items"):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
-    if isinstance(value, torch.Tensor) or hasattr(value, "item"):
-        return value.item()
-    return value

@@ -1,4 +1,4 @@
-"""Adam and the learning-rate schedules known from the public implementations (the paper names none)."""
+"""Adam and learning-rate schedules: what `model.optimizer` of every paper here can say."""
 
 from dataclasses import dataclass, fields
 
@@ -24,6 +24,7 @@ class OptimizerConfig:
     halve_every_steps: int = 200_000
     decay_rate: float = 0.5
     decay_steps: int = 200_000
+    fused: bool = False  # one kernel for the whole update: faster, other rounding
 
     def __post_init__(self) -> None:
         if self.name not in ("adam", "adamw"):
@@ -55,6 +56,7 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> dict:
         betas=tuple(config.betas),
         eps=config.eps,
         weight_decay=config.weight_decay,
+        fused=config.fused or None,
     )
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(config, step))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}

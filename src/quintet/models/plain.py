@@ -1,0 +1,34 @@
+"""What checkpoints of every model here have in common: plain values in, one line when the weights are another's."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, is_dataclass
+
+from torch import Tensor, nn
+
+from quintet.errors import UserError
+
+
+def plain(value: object) -> object:
+    """Dataclasses, mappings, sequences and numpy scalars as dicts, lists and Python values (weights_only loadable)."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if hasattr(value, "items"):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [plain(item) for item in value]
+    if isinstance(value, Tensor) or hasattr(value, "item"):
+        return value.item()
+    return value
+
+
+def refuse_other_weights(module: nn.Module, checkpoint: dict) -> None:
+    """UserError with one line rather than a page of tensor names when a checkpoint is of another network."""
+    ours, theirs = module.state_dict(), checkpoint["state_dict"]
+    odd = [k for k in theirs if k not in ours or ours[k].shape != theirs[k].shape] + [
+        k for k in ours if k not in theirs
+    ]
+    if odd:
+        raise UserError(
+            f"The checkpoint is not of this {type(module).__name__.removesuffix('Module')}: {len(odd)} tensors differ, "
+            f"first {odd[0]!r}; use the run's own config, or a checkpoint of this one"
+        )
