@@ -1,6 +1,7 @@
 """Every protocol on a tiny model and tones: files, numbers that a hand calculation knows, refusals."""
 
 import csv
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from quintet.models.wavenet.metrics import NATS_PER_BIT
 from quintet.models.wavenet.module import WaveNetModule
 from quintet.protocols.copy_synthesis import CopySynthesis, log_spectral_distance, mel_cepstral_distortion
 from quintet.protocols.generate import Generate, features_of, read_wav
-from quintet.protocols.phones import Phones, majority_class
+from quintet.protocols.phones import Phones, training_counts, viterbi
 from quintet.protocols.speaker_swap import SpeakerSwap
 from quintet.protocols.test import Test
 
@@ -139,18 +140,41 @@ def test_phones(tmp_path, monkeypatch):
     assert result["phones/frame_accuracy"] == 0.5
     assert result["phones/frames"] == 6 * 4
     # sil aa sil aa recognised as sil: three deletions of four.
-    assert result["phones/phone_error_rate"] == pytest.approx(0.75)
+    assert result["phones/phone_error_rate_without_bigram"] == pytest.approx(0.75)
     rows = list(csv.reader((tmp_path / "phones" / "phones.csv").open()))
     assert rows[1:] == [["sil", "12", "1"], ["aa", "12", "0"]]
     with pytest.raises(UserError, match="recognition"):
         Phones()(WaveNetModule(TINY, {}, ToneData().facts), ToneData(), tmp_path)
 
 
-def test_majority_class_comes_from_training_labels():
+def test_majority_class_and_bigram_come_from_training_labels():
     data = ToneData(phones=True)
     labels = {"train": [-100, -100, -100, 1, 1, 0], "test": [0, 0, 0, 0, 0, 0]}
     data.utterance = lambda split, index: {"phones": np.array(labels[split])}
-    assert majority_class(data) == 1
+    counts_p, transitions_pp = training_counts(data, 2)
+    count = data.num_utterances("train")
+    assert counts_p.tolist() == [count, 2 * count] and transitions_pp.tolist() == [[0, 0], [count, count]]
+
+
+def test_viterbi_is_the_best_of_all_paths():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        log_posterior_fp = np.log(rng.dirichlet(np.ones(3), size=5))
+        counts_p, transitions_pp = rng.integers(0, 9, 3), rng.integers(0, 9, (3, 3))
+        prior_p = (counts_p + 1) / (counts_p + 1).sum()
+        next_pp = (transitions_pp + 1) / (transitions_pp + 1).sum(1, keepdims=True)
+
+        def score(path, log_fp=log_posterior_fp, prior_p=prior_p, next_pp=next_pp):
+            seen = sum(log_fp[f, p] - np.log(prior_p[p]) for f, p in enumerate(path))
+            return np.log(prior_p[path[0]]) + seen + sum(np.log(next_pp[a, b]) for a, b in pairwise(path))
+
+        best = max(product(range(3), repeat=5), key=score)
+        assert viterbi(log_posterior_fp, counts_p, transitions_pp).tolist() == list(best)
+
+
+def test_viterbi_passes_over_a_single_odd_frame():
+    log_posterior_fp = np.log([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.9, 0.1], [0.9, 0.1]])
+    assert viterbi(log_posterior_fp, np.array([50, 50]), np.array([[45, 5], [5, 45]])).tolist() == [0] * 5
 
 
 def test_recogniser_learns_the_frames(tmp_path):
