@@ -10,7 +10,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf, open_dict
 
-from quintet.app import cli, compose, config  # noqa: F401  cli registers the resolvers
+from quintet.app import compose, config
 from quintet.app.evaluate import evaluate
 from quintet.app.fit import fit
 from quintet.callbacks.checkpoint import load_checkpoint

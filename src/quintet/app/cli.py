@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,23 +14,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from quintet.app import compose
-from quintet.app.config import REPOSITORY, Origin, check, check_multirun, suggest
+from quintet.app.config import Origin, check, check_multirun, suggest
 from quintet.errors import UserError
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions reach `one_line_errors` instead of Hydra's own printer
-
-
-def _run_id() -> str:
-    """One id for all ranks of a run: QUINTET_RUN_ID, else the SLURM job, else the time (design decision 5)."""
-    slurm = os.environ.get("SLURM_JOB_ID")
-    base = os.environ.setdefault("QUINTET_RUN_ID", f"slurm-{slurm}" if slurm else time.strftime("%Y-%m-%d_%H-%M-%S"))
-    if HydraConfig.initialized() and HydraConfig.get().mode is not None and HydraConfig.get().mode.name == "MULTIRUN":
-        return f"{base}-{OmegaConf.select(HydraConfig.get(), 'job.num', throw_on_missing=False) or 0}"
-    return base
-
-
-OmegaConf.register_new_resolver("quintet_run_id", _run_id, replace=True)
-OmegaConf.register_new_resolver("quintet_root", lambda: str(REPOSITORY), replace=True)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from quintet.app import resolvers  # noqa: F401  conf/ uses them
 from quintet.app.config import CONF, Origin, check_target, suggest, targets
 from quintet.app.signature import signature_of
 from quintet.errors import UserError

@@ -16,6 +16,7 @@ from quintet.app.build import build
 from quintet.app.config import REPOSITORY
 from quintet.callbacks.checkpoint import load_checkpoint
 from quintet.errors import UserError
+from quintet.models.plain import check_facts
 from quintet.results import write_result
 
 
@@ -29,7 +30,7 @@ def evaluate(cfg: DictConfig, request: DictConfig, command: str) -> dict[str, fl
     datamodule.prepare_data()
     datamodule.setup("test")
     module = load_module(cfg, checkpoint)
-    check_facts(module, datamodule)
+    check_facts(module.hparams.get("facts") or {}, datamodule.facts)
     trainer = build(request.trainer, logger=False, default_root_dir=str(run_dir), enable_checkpointing=False)
     trainer.strategy.connect(module)
     datamodule.trainer = trainer
@@ -78,20 +79,6 @@ def load_module(cfg: DictConfig, path: Path) -> Any:
     except (RuntimeError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"checkpoint '{path}' does not fit {wanted.rpartition('.')[2]}: {reason}") from error
-
-
-def check_facts(module: Any, datamodule: Any) -> None:
-    """What the model was sized for must be what the data has: class counts, speakers in order, rates."""
-    known = dict(module.hparams.get("facts") or {})
-    for key, value in known.items():
-        given = datamodule.facts.get(key)
-        if given != value:
-            raise UserError(f"the data's {key} is {_few(given)}, but the checkpoint was trained with {_few(value)}")
-
-
-def _few(value: Any) -> str:
-    text = str(value)
-    return text if len(text) < 80 else f"{text[:77]}... ({len(value)} entries)"
 
 
 def report(

@@ -1,4 +1,4 @@
-"""What checkpoints of every model here have in common: plain values in, one line when the weights are another's."""
+"""What every model here shares: plain values into checkpoints, one line when data or weights are another's."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
@@ -19,6 +19,22 @@ def plain(value: object) -> object:
     if isinstance(value, Tensor) or hasattr(value, "item"):
         return value.item()
     return value
+
+
+def check_facts(known: dict, given: dict) -> None:
+    """What a model was sized for must be what the data has (classes, speakers in order, rates), else UserError."""
+    given = plain(given)
+    for name, value in plain(known).items():
+        if given.get(name) != value:
+            raise UserError(
+                f"data has {name}={_few(given.get(name))}, the model was built for {name}={_few(value)}: "
+                "use the data it was trained on"
+            )
+
+
+def _few(value: object) -> str:
+    text = str(value)
+    return text if len(text) < 80 else f"{text[:77]}... ({len(value)} entries)"
 
 
 def refuse_other_weights(module: nn.Module, checkpoint: dict) -> None:

@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader
 from quintet.data.batches import AudioBatch
 from quintet.errors import UserError
 from quintet.models.optimizer import OptimizerConfig, lr_factor
+from quintet.models.plain import check_facts
 from quintet.models.wavenet.metrics import SampleNats, edit_distance, fold_phones, phone_error_rate
-from quintet.models.wavenet.module import WaveNetModule, check_facts
+from quintet.models.wavenet.module import WaveNetModule
 
 TINY = {
     "layers_per_stack": 3,

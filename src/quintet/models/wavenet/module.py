@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from quintet.data.batches import AudioBatch
 from quintet.errors import UserError
 from quintet.models.optimizer import OptimizerConfig, build_optimizer, from_mapping
-from quintet.models.plain import plain, refuse_other_weights
+from quintet.models.plain import check_facts, plain, refuse_other_weights
 from quintet.models.wavenet.metrics import NATS_PER_BIT, SampleNats
 from quintet.models.wavenet.network import WaveNet, WaveNetConfig, describe_receptive_field
 
@@ -63,7 +63,7 @@ class WaveNetModule(LightningModule):
         """Before any run: the data must be what the network was sized for, speakers in the same order."""
         given = getattr(getattr(self.trainer, "datamodule", None), "facts", None)
         if given is not None:
-            check_facts(self.facts, plain(given))
+            check_facts(self.facts, given)
 
     def on_fit_start(self) -> None:
         rank_zero_info(f"WaveNet {describe_receptive_field(self.network, self.facts['sample_rate'])}")
@@ -184,15 +184,6 @@ def build_network(config: WaveNetConfig, facts: dict, conditions: Sequence[str])
         hop_length=facts["hop_length"] if local else 0,
         num_phones=len(facts["phones"]) if config.recognition is not None else 0,
     )
-
-
-def check_facts(known: dict, given: dict) -> None:
-    """Data of other speakers, rate or features than the model's own would be scored wrongly without a word."""
-    for name, value in known.items():
-        if given.get(name) != value:
-            raise UserError(
-                f"data has {name}={given.get(name)}, the model was built for {name}={value}: use the same data"
-            )
 
 
 def check_batch(batch: AudioBatch, facts: dict, conditions: Sequence[str]) -> None:
