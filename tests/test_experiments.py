@@ -5,6 +5,7 @@ same kind, so that no data set is needed.
 """
 
 import json
+from typing import NamedTuple
 
 import pytest
 import yaml
@@ -17,31 +18,80 @@ from quintet.callbacks.checkpoint import load_checkpoint
 from quintet.errors import UserError
 
 EXPERIMENTS = sorted((config.CONF / "experiment").glob("*.yaml"))
-SAMPLES = {
-    "vctk": "vctk_sample",
-    "librispeech": "vctk_sample",
-    "ljspeech": "vctk_sample",
-    "piano": "clips_sample",
-    "magnatagatune": "clips_sample",
-    "timit": "timit_sample",
-    "ljspeech_phones": "timit_sample",
-    "vctk_linguistic": "vctk_sample_linguistic",
-    "ljspeech_linguistic": "vctk_sample_linguistic",
-    "ljspeech_mel": "vctk_sample_mel",
+QUICK = ["trainer=cpu", "callbacks=quiet", "trainer.enable_progress_bar=false", "trainer.precision=32-true"]
+LIMITS = ["trainer.limit_val_batches=1", "trainer.limit_train_batches=3", "trainer.val_check_interval=1.0"]
+
+
+class Small(NamedTuple):
+    """How the experiments of a model become small: a sample of the same kind for each data set, narrow widths."""
+
+    samples: dict[str, str]
+    overrides: list[str]
+    metric: str  # of the test loop
+    best: float  # its largest possible value
+    batch_steps: int = 1  # optimiser steps a batch
+
+
+WIDTHS = ("residual_channels", "gate_channels", "skip_channels", "head_channels")
+SEQUENCES = ["model.memory.slots=256", "model.memory.width=8", "model.memory.neighbours=8", "data.batch_size=8"]
+SMALL = {
+    "wavenet": Small(
+        {
+            "vctk": "vctk_sample",
+            "librispeech": "vctk_sample",
+            "ljspeech": "vctk_sample",
+            "piano": "clips_sample",
+            "magnatagatune": "clips_sample",
+            "timit": "timit_sample",
+            "ljspeech_phones": "timit_sample",
+            "vctk_linguistic": "vctk_sample_linguistic",
+            "ljspeech_linguistic": "vctk_sample_linguistic",
+            "ljspeech_mel": "vctk_sample_mel",
+        },
+        [f"model.network.{width}=8" for width in WIDTHS]
+        + ["model.network.stacks=1", "model.network.layers_per_stack=3", "data.chunk_samples=800", "data.batch_size=2"],
+        "test/bits",
+        12.0,
+    ),
+    "rare_events": Small(
+        {"omniglot": "glyphs_sample"},
+        [
+            *("model.network.channels=[4]", "model.network.width=8", "model.memory.slots=256"),
+            *("model.memory.neighbours=8", "data.width=5", "data.length=10", "data.shots=[1]", "data.batch_size=2"),
+            *("data.source.characters=3", "data.source.drawers=4", "data.val_episodes=2", "data.test_episodes=2"),
+            "data.episodes_per_epoch=8",
+        ],
+        "test/accuracy",
+        1.0,
+        batch_steps=10,
+    ),
+    "translator": Small(
+        {"multi30k": "pairs_sample", "wmt14": "pairs_sample"},
+        [*SEQUENCES, "model.network.width=8", "data.source.num_train=60"],
+        "test/accuracy",
+        1.0,
+    ),
+    "neural_gpu": Small(
+        {},
+        [
+            *(*SEQUENCES, "model.network.maps=6", "model.network.steps=1", "data.source.largest=60"),
+            *("data.source.num_train=50", "data.source.num_val=8", "data.source.num_test=8"),
+        ],
+        "test/accuracy",
+        1.0,
+    ),
 }
-NARROW = [f"model.network.{k}=8" for k in ("residual_channels", "gate_channels", "skip_channels", "head_channels")]
-SHORT = ["model.network.stacks=1", "model.network.layers_per_stack=3", "data.chunk_samples=800", "data.batch_size=2"]
-QUICK = ["trainer=cpu", "callbacks=quiet", "trainer.limit_val_batches=1", "trainer.limit_train_batches=3"]
 
 
-def data_of(path):
+def choice(path, group):
+    """The model or data config that an experiment file chooses."""
     defaults = yaml.safe_load(path.read_text())["defaults"]
-    return next(d["override /data"] for d in defaults if isinstance(d, dict) and "override /data" in d)
+    return next(d[f"override /{group}"] for d in defaults if isinstance(d, dict) and f"override /{group}" in d)
 
 
 def composed(path, folder, *more):
-    data = data_of(path)
-    overrides = [f"experiment={path.stem}", f"data={SAMPLES.get(data, data)}", *NARROW, *SHORT, *QUICK]
+    small, data = SMALL[choice(path, "model")], choice(path, "data")
+    overrides = [f"experiment={path.stem}", f"data={small.samples.get(data, data)}", *small.overrides, *QUICK, *LIMITS]
     overrides += [f"paths.cache_dir={folder}/cache", f"run_dir={folder}/{path.stem}", "run_id=x", *more]
     if data == "librispeech":  # its own key, which the sample's source does not have
         overrides += ["~data.source.subsets"]
@@ -60,8 +110,8 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("experiments")
 
 
-def test_there_are_experiments():
-    assert len(EXPERIMENTS) >= 10
+def test_every_model_has_experiments():
+    assert {choice(path, "model") for path in EXPERIMENTS} == set(SMALL)
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
@@ -74,20 +124,22 @@ def test_header_and_length(path):
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
 def test_fit_resume_and_evaluate(path, folder):
-    cfg = composed(path, folder, "trainer.max_steps=1", "trainer.limit_test_batches=1")
+    small = SMALL[choice(path, "model")]
+    one, two = small.batch_steps, 2 * small.batch_steps
+    cfg = composed(path, folder, f"trainer.max_steps={one}", "trainer.limit_test_batches=1")
     fit(cfg)
     run = folder / path.stem
     saved = compose.saved_config(run)
-    compose.apply_overrides(saved, ["trainer.max_steps=2"], root="train")
+    compose.apply_overrides(saved, [f"trainer.max_steps={two}"], root="train")
     with open_dict(saved):
         saved.resume = str(run)
     fit(saved)
-    assert load_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == 2
+    assert load_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == two
     request = compose.compose_checked("eval", [f"run={run}", "trainer=cpu", "trainer.limit_test_batches=1"])
     with open_dict(request):
         request.trainer.enable_progress_bar = False
     metrics = evaluate(compose.saved_config(run), request, command="test")
-    assert 0 < metrics["test/bits"] < 12
+    assert 0 <= metrics[small.metric] <= small.best
     assert json.loads((run / "eval" / "test" / "result.json").read_text())["rows"]
 
 
