@@ -3,10 +3,8 @@
 Legend: B queries, d width, m slots, k neighbours. Values are class or token numbers; -1 marks an empty slot.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -14,51 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as nnf
 
 from quintet.errors import UserError
+from quintet.models.rare_events.memory_config import MemoryConfig
+from quintet.models.rare_events.oldest import OldestSlots
 from quintet.models.rare_events.ranks import gather_ranks
-from quintet.models.rare_events.search import ExactSearch
+from quintet.models.rare_events.search import make_search, recall
 
-SEARCHES = ("exact", "lsh", "faiss", "none")
-
-
-@dataclass(frozen=True)
-class MemoryConfig:
-    """Everything under `model.memory`; the defaults are those of the Omniglot experiment."""
-
-    slots: int = 8192
-    width: int = 256
-    neighbours: int = 256
-    margin: float = 0.1
-    temperature: float | None = None
-    search: str = "exact"
-    projection: bool = True
-    age_noise: float = 8.0
-    hint: bool = True
-    seed: int = 0
-    chunk_rows: int = 65536
-
-    def __post_init__(self) -> None:
-        if self.search not in SEARCHES:
-            raise UserError(f"model.memory.search={self.search!r} is unknown: use one of {', '.join(SEARCHES)}")
-        for name in ("slots", "width", "neighbours", "chunk_rows"):
-            if getattr(self, name) < 1:
-                raise UserError(f"model.memory.{name}={getattr(self, name)} must be at least 1")
-        if self.neighbours > self.slots:
-            raise UserError(
-                f"model.memory.neighbours={self.neighbours} must not be above model.memory.slots={self.slots}"
-            )
-        if not self.margin > 0:
-            raise UserError(f"model.memory.margin={self.margin} must be above 0")
-        if self.temperature is not None and not self.temperature > 0:
-            raise UserError(
-                f"model.memory.temperature={self.temperature} must be above 0, or null for ln(0.2 k)/margin"
-            )
-        if not self.age_noise >= 0:
-            raise UserError(f"model.memory.age_noise={self.age_noise} must be 0 or more steps")
-
-    @property
-    def softmax_temperature(self) -> float:
-        """A neighbour that is nearer than the k others by the margin gets a fifth of the weight: 39.4 at k=256."""
-        return self.temperature or max(1.0, math.log(0.2 * self.neighbours) / self.margin)
+__all__ = ["Memory", "MemoryAnswer", "MemoryConfig"]
 
 
 class MemoryAnswer(NamedTuple):
@@ -95,7 +54,8 @@ class Memory(nn.Module):
         self.register_buffer("hints", torch.full((num_values,), -1))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self._filled: int | None = 0  # counted on the host, so that a read does not wait for a GPU
-        self._search = ExactSearch(config.chunk_rows)
+        self._oldest = OldestSlots(config.age_noise, config.seed)
+        self.search = make_search(config)
 
     @property
     def ages(self) -> Tensor:
@@ -166,13 +126,15 @@ class Memory(nn.Module):
         """
         nearest_b = self._nearest(query_bd, 1)[1][:, 0] if answer is None else answer.slots[:, 0]
         query_bd, value_b, nearest_b = gather_ranks(query_bd.detach().float(), value_b, nearest_b)
+        if not len(query_bd):
+            return
         self._check_values(value_b, len(query_bd))
         if not bool(torch.isfinite(query_bd).all()):
             raise UserError("the memory got NaN or infinite queries: nothing was written; lower the learning rate")
         if len(query_bd) > self.config.slots:
             raise UserError(f"{len(query_bd)} examples at once do not fit into model.memory.slots={self.config.slots}")
         hit_b = (nearest_b >= 0) & (self.values[nearest_b] == value_b)
-        slot_b = nearest_b.masked_scatter(~hit_b, self._oldest(int((~hit_b).sum()), nearest_b[hit_b]))
+        slot_b = nearest_b.masked_scatter(~hit_b, self._free(int((~hit_b).sum()), nearest_b[hit_b]))
         same_bb = slot_b[:, None] == slot_b
         with _full_precision(query_bd):
             moved_bd = nnf.normalize(self.keys[slot_b] + same_bb.float() @ query_bd, dim=1)
@@ -194,11 +156,22 @@ class Memory(nn.Module):
             self.write(query_bd, value_b, answer)
         return answer, losses_b
 
+    def confidence(self, query_bd: Tensor, answer: MemoryAnswer) -> Tensor:
+        """`answer.confidence` (B,) with a gradient to the queries, for networks that are to learn from using it."""
+        with _full_precision(query_bd):
+            keys_bkd = self.keys[answer.slots]  # a copy, since the buffer is written in place before backward
+            cosine_bk = (keys_bkd @ query_bd.float()[:, :, None])[:, :, 0]
+            cosine_bk = cosine_bk.masked_fill(answer.slots < 0, -torch.inf)
+            cosine_bk = torch.where((answer.value >= 0)[:, None], cosine_bk, 0.0)  # no gradient of a softmax of nothing
+            weight_b = torch.softmax(cosine_bk * self.config.softmax_temperature, 1)[:, 0]
+            return torch.where(answer.value >= 0, weight_b, 0.0)
+
     @torch.no_grad()
     def clear(self) -> None:
         """Forget everything; the step goes on counting."""
-        self._empty_from(0)
+        self._empty()
         self.hints.fill_(-1)
+        self.search.reset()
 
     @contextmanager
     def preserved(self) -> Iterator["Memory"]:
@@ -206,61 +179,65 @@ class Memory(nn.Module):
         filled = self.filled
         kept = {name: getattr(self, name)[:filled].clone() for name in ("keys", "values", "stamps")}
         hints, step = self.hints.clone(), self.step.clone()
-        try:
-            yield self
-        finally:
-            with torch.no_grad():
-                self._empty_from(0)
-                for name, tensor in kept.items():
-                    getattr(self, name)[:filled].copy_(tensor)
-                self.hints.copy_(hints)
-                self.step.copy_(step)
-                self._filled = filled
+        with self.search.preserved():
+            try:
+                yield self
+            finally:
+                with torch.no_grad():
+                    self._empty()
+                    for name, tensor in kept.items():
+                        getattr(self, name)[:filled].copy_(tensor)
+                    self.hints.copy_(hints)
+                    self.step.copy_(step)
+                    self._filled = filled
+                    self._oldest.forget()
+
+    def recall(self, query_bd: Tensor, k: int | None = None) -> tuple[float, float]:
+        """Recall@1 and recall@k of this memory's search against the exact one, for unit queries."""
+        with _full_precision(query_bd):
+            return recall(self.search, query_bd.detach(), self.keys[: self.filled], k or self.config.neighbours)
 
     def _nearest(self, query_bd: Tensor, k: int) -> tuple[Tensor, Tensor]:
         with _full_precision(query_bd):
-            return self._search.nearest(query_bd.detach().float(), self.keys[: self.filled], k)
+            return self.search.nearest(query_bd.detach().float(), self.keys[: self.filled], k)
 
-    def _oldest(self, count: int, taken: Tensor) -> Tensor:
-        """`count` different slots: empty ones in order, then by argmax(age + noise), none that is in `taken`.
+    def _free(self, count: int, taken: Tensor) -> Tensor:
+        """`count` different slots to write to: empty ones in order, then the oldest, none that is in `taken`.
 
         There are enough: misses and matched slots together are at most as many as the batch has examples.
         """
-        filled = self.filled
-        empty = min(count, self.config.slots - filled)
-        slots = torch.arange(filled, filled + empty, device=self.stamps.device)
+        empty = min(count, self.config.slots - self.filled)
+        slots = torch.arange(self.filled, self.filled + empty, device=self.stamps.device)
         if empty == count:
             return slots
-        count, noise, stamps = count - empty, self.config.age_noise, self.stamps[:filled]
-        # Whoever is younger than the count-th oldest by twice the noise cannot win: no noise is drawn for it.
-        horizon = stamps.kthvalue(count + len(taken)).values + 2 * noise
-        pool = (stamps <= horizon).nonzero()[:, 0]
-        pool = pool[~torch.isin(pool, taken)]
-        generator = torch.Generator().manual_seed((self.config.seed * 0x9E3779B1 + int(self.step)) % 2**32)
-        noise_p = (2 * torch.rand(len(pool), generator=generator, dtype=torch.float64) - 1) * noise
-        order = (stamps[pool].cpu() - noise_p).sort(stable=True).indices[:count]
-        return torch.cat([slots, pool[order.to(pool.device)]])
+        old = self._oldest.choose(self.stamps[: self.filled], count - empty, taken, int(self.step))
+        return torch.cat([slots, old])
 
     def _store(self, slot_b: Tensor, key_bd: Tensor, value_b: Tensor) -> None:
         self.step += 1
         self.keys[slot_b] = key_bd
         self.values[slot_b] = value_b
         self.stamps[slot_b] = self.step
+        self.search.changed(slot_b)
         self._filled = max(self.filled, int(slot_b.max()) + 1)
 
-    def _empty_from(self, start: int) -> None:
-        filled = self.filled
-        self.keys[start:filled] = 0
-        self.values[start:filled] = -1
-        self.stamps[start:filled] = 0
-        self._filled = start
+    def _empty(self) -> None:
+        filled = self.filled  # what lies beyond is empty already
+        self.keys[:filled] = 0
+        self.values[:filled] = -1
+        self.stamps[:filled] = 0
+        self._filled = 0
+        self._oldest.forget()
 
     def _check_values(self, value_b: Tensor, batch: int) -> None:
         if value_b.shape != (batch,):
             raise UserError(f"the memory got {tuple(value_b.shape)} values for {batch} queries: one value a query")
-        low, high = int(value_b.min()), int(value_b.max())
-        if low < 0 or high >= self.num_values:
-            raise UserError(f"the memory got value {low if low < 0 else high}: it knows 0..{self.num_values - 1}")
+        if not batch:
+            return
+        low, high = value_b.aminmax()
+        if int(low) < 0 or int(high) >= self.num_values:
+            wrong = int(low) if int(low) < 0 else int(high)
+            raise UserError(f"the memory got value {wrong}: it knows 0..{self.num_values - 1}")
 
     def _apply(self, fn, recurse: bool = True):
         keys = self.keys
@@ -279,6 +256,8 @@ class Memory(nn.Module):
                 )
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._filled = None  # counted again at the next use
+        self._oldest.forget()
+        self.search.forget_index()
 
 
 def _full_precision(tensor: Tensor) -> torch.autocast:

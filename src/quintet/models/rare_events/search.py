@@ -1,38 +1,195 @@
-"""Nearest keys of a memory by cosine: exact over every filled row.
+"""Nearest keys of a memory by cosine: exact, and what the approximate searches (lsh.py, inverted_file.py) share.
 
-Legend: B queries, N filled rows, d width, k neighbours, R rows of one chunk. Keys and queries are unit vectors.
+Legend: B queries, N filled rows, d width, k neighbours. Keys and queries are unit vectors.
 """
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as nnf
 
+from quintet.models.rare_events.memory_config import MemoryConfig
 
-class ExactSearch:
-    """Every key is compared; chunks of `chunk_rows` rows keep the similarities at B x R floats, whatever N is."""
 
-    def __init__(self, chunk_rows: int = 65536) -> None:
-        self.chunk_rows = chunk_rows
+def make_search(config: MemoryConfig) -> "ExactSearch":
+    """The search that `model.memory.search` names."""
+    if config.search == "lsh":
+        from quintet.models.rare_events.lsh import LshSearch
+
+        return LshSearch(config)
+    if config.search == "faiss":
+        from quintet.models.rare_events.inverted_file import InvertedFileSearch
+
+        return InvertedFileSearch(config)
+    return ExactSearch(config)
+
+
+class ExactSearch(nn.Module):
+    """Every key is compared, in chunks, so that the similarities take B x chunk floats whatever N is."""
+
+    def __init__(self, config: MemoryConfig) -> None:
+        super().__init__()
+        self.config = config
 
     def nearest(self, query_bd: Tensor, keys_nd: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Similarities (B, k) and rows (B, k), nearest first; -inf and -1 where there are fewer than k keys."""
+        # 4 M similarities stay in a processor's cache while they are searched.
+        rows = min(self.config.chunk_rows, max(4096, 2**22 // max(1, len(query_bd))))
         best = None
-        for start in range(0, len(keys_nd), self.chunk_rows):
-            found = top_k(query_bd @ keys_nd[start : start + self.chunk_rows].T, k)
+        for start in range(0, len(keys_nd), rows):
+            found = top_k(query_bd @ keys_nd[start : start + rows].T, k)
             found = (found[0], found[1] + start)
             best = found if best is None else merge(best, found, k)
         if best is None:
             best = query_bd.new_empty(len(query_bd), 0), query_bd.new_empty((len(query_bd), 0), dtype=torch.int64)
         return pad(*best, k)
 
+    def changed(self, slot_b: Tensor) -> None:
+        """These rows have new keys."""
+
+    def reset(self) -> None:
+        """There are no keys any more."""
+
+    def forget_index(self) -> None:
+        """All keys may be others (a checkpoint was loaded): index them anew."""
+
+    @property
+    def index_bytes(self) -> int:
+        """Memory beside the keys themselves."""
+        return 0
+
+    @contextmanager
+    def preserved(self) -> Iterator[None]:
+        """After the block the keys are what they were before it."""
+        yield
+
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, *lists) -> None:
+        # Not strict: a memory that was trained with one search may be used with another.
+        super()._load_from_state_dict(state_dict, prefix, metadata, False, *lists)
+
+
+@dataclass
+class Index:
+    """What a subclass built, and how many rows it has taken in."""
+
+    body: object
+    rows: int = 0
+
+
+class IndexedSearch(ExactSearch):
+    """An index that follows the keys lazily: it takes in what has changed just before it is asked.
+
+    Up to `exact_below` keys the search is exact and there is no index. Rows beyond the filled ones may be stale in the
+    index; `approximate` must leave them out. Subclasses give build, update and approximate.
+    """
+
+    def __init__(self, config: MemoryConfig) -> None:
+        super().__init__(config)
+        self._index: Index | None = None
+        self._changed: list[Tensor] = []
+        self._logs: list[list[Tensor]] = []  # of the `preserved` blocks we are in
+
+    def build(self, keys_nd: Tensor) -> object:
+        """A new index without rows; the keys are there to learn from."""
+        raise NotImplementedError
+
+    def update(self, index: object, slot_n: Tensor, key_nd: Tensor) -> None:
+        """Give the rows `slot_n` their new keys; rows that the index does not know yet come last, without gaps."""
+        raise NotImplementedError
+
+    def approximate(self, index: object, query_bd: Tensor, keys_nd: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Like `nearest`, among the first N rows of the index."""
+        raise NotImplementedError
+
+    def nearest(self, query_bd: Tensor, keys_nd: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        if len(keys_nd) <= self.config.exact_below or not len(query_bd):
+            return super().nearest(query_bd, keys_nd, k)
+        if self._index is None:
+            self._index = Index(self.build(keys_nd))
+        self._follow(self._index, keys_nd)
+        return self.approximate(self._index.body, query_bd, keys_nd, k)
+
+    def _follow(self, index: Index, keys_nd: Tensor) -> None:
+        known = min(index.rows, len(keys_nd))
+        parts = [torch.arange(known, len(keys_nd), device=keys_nd.device)]
+        if self._changed:
+            slot_n = torch.cat(self._changed).unique()
+            parts.insert(0, slot_n[slot_n < known])
+        for slot_n in torch.cat(parts).split(self.config.chunk_rows):
+            self.update(index.body, slot_n, keys_nd[slot_n])
+        index.rows = max(index.rows, len(keys_nd))
+        self._changed.clear()
+
+    def changed(self, slot_b: Tensor) -> None:
+        for log in (self._changed, *self._logs):
+            log.append(slot_b)
+
+    def reset(self) -> None:
+        self.forget_index()
+
+    def forget_index(self) -> None:
+        self._index = None
+        self._changed.clear()
+
+    @contextmanager
+    def preserved(self) -> Iterator[None]:
+        index, changed, log = self._index, list(self._changed), []
+        buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
+        self._logs.append(log)
+        try:
+            yield
+        finally:
+            self._logs.pop()
+            # What was written in the block is taken in again with its old keys. An index that was made in the block,
+            # after `clear` for example, is dropped with it.
+            self._index, self._changed = index, [*changed, *log]
+            for outer in self._logs:
+                outer.extend(log)
+            with torch.no_grad():
+                for name, buffer in self.named_buffers():
+                    buffer.copy_(buffers[name])
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_index": None, "_changed": [], "_logs": []}  # made anew by whoever gets the copy
+
+
+@torch.no_grad()
+def recall(search: ExactSearch, query_bd: Tensor, keys_nd: Tensor, k: int) -> tuple[float, float]:
+    """Recall@1 and recall@k against the exact search: the share of its k nearest that were found, ties counted."""
+    found_bk = search.nearest(query_bd, keys_nd, k)[0]
+    true_bk = ExactSearch(search.config).nearest(query_bd, keys_nd, k)[0]
+    wanted_b = (true_bk > -torch.inf).sum(1)
+    last_b1 = true_bk.gather(1, (wanted_b - 1).clamp(min=0)[:, None])
+    hits_b = (found_bk >= last_b1 - 1e-5).sum(1).minimum(wanted_b)
+    return float((found_bk[:, 0] >= true_bk[:, 0] - 1e-5).float().mean()), float((hits_b / wanted_b).mean())
+
 
 def top_k(similarity_bn: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row, largest first, or all of them where there are fewer."""
-    if k == 1 and similarity_bn.shape[1]:
+    """The k largest of each row and where they are, largest first; all of them where there are fewer.
+
+    The k largest lie in the k blocks with the largest maxima, so only those are sorted.
+    """
+    n = similarity_bn.shape[1]
+    if k == 1 and n:
         found = similarity_bn.max(1, keepdim=True)
-    else:
-        found = similarity_bn.topk(min(k, similarity_bn.shape[1]), dim=1)
-    return found.values, found.indices
+        return found.values, found.indices
+    if n < 8 * k:
+        found = similarity_bn.topk(min(k, n), dim=1)
+        return found.values, found.indices
+    width = 2 ** round(math.log2(n / k) / 2)
+    blocks = n // width  # block j is columns j, j + blocks, ...: maxima over whole rows of memory are quick
+    largest_bk = similarity_bn[:, : width * blocks].unflatten(1, (width, blocks)).amax(1).topk(k, sorted=False).indices
+    where = torch.arange(width, device=similarity_bn.device) * blocks
+    rows_bc = (where[:, None] + largest_bk[:, None, :]).flatten(1)
+    if width * blocks < n:
+        tail = torch.arange(width * blocks, n, device=similarity_bn.device)
+        rows_bc = torch.cat([rows_bc, tail.expand(len(rows_bc), -1)], 1)
+    found = similarity_bn.gather(1, rows_bc).topk(k, dim=1)
+    return found.values, rows_bc.gather(1, found.indices)
 
 
 def merge(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], k: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,30 @@
+"""One of the two processes of test_ranks.py: `python two_ranks.py RANK FOLDER`."""
+
+import sys
+from pathlib import Path
+
+import torch
+from test_ranks import CONFIG, batches
+from torch import distributed
+
+from quintet.errors import UserError
+from quintet.models.rare_events.memory import Memory
+
+
+def main(rank: int, folder: Path) -> None:
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    memory = Memory(CONFIG, 9)
+    own = slice(0, 4) if rank == 0 else slice(4, 6)
+    for x, value in batches():
+        memory(x[own], value[own])
+    bad = torch.full((1, 5), torch.nan if rank == 1 else 1.0)
+    try:
+        memory(bad, torch.tensor([0]))
+    except UserError:
+        (folder / f"refused{rank}").touch()
+    torch.save(memory.state_dict(), folder / f"rank{rank}.pt")
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))
