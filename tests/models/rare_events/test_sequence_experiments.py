@@ -90,8 +90,10 @@ def test_without_memory_by_its_own_key(folder):
     assert not any(name.startswith("tokens.") for name in names)
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-@pytest.mark.parametrize("key", ["model.memory.slosts", "model.recall.weight", "model.network.steeps"])
+KEYS = ["model.memory.slosts", "model.recall.weight", "model.network.steeps"]
+
+
+@pytest.mark.parametrize(("experiment", "key"), zip(EXPERIMENTS, KEYS, strict=True))
 def test_unknown_keys_are_refused(experiment, key, folder):
     with pytest.raises(UserError, match=key.replace(".", r"\.")):
         composed(experiment, folder, f"+{key}=3")
@@ -123,11 +125,3 @@ def test_protocol_config_is_the_constructors_defaults(name):
     for key, value in node.items():
         default = parameters[key].default
         assert (list(default) if isinstance(default, tuple) else default) == value
-
-
-def test_neural_gpu_on_text_is_one_line(folder):
-    overrides = ["model=neural_gpu", *SAMPLES["synthetic"][:1], *SAMPLES["translation"][:1], *SMALL_MEMORY, *QUICK]
-    cfg = compose.compose_checked("train", [*overrides, f"paths.cache_dir={folder}/cache", f"run_dir={folder}/text"])
-    OmegaConf.resolve(cfg)
-    with pytest.raises(UserError, match=r"at most one token per source token: \d+ outputs for \d+; use model=trans"):
-        fit(cfg)

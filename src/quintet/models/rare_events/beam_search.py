@@ -66,7 +66,7 @@ def beam_search(
         log_nv, state = step(last_n, state)
         total_bkv = alive_bk[..., None] + log_nv.float().view(batch, beam_size, -1)
         ended_bk = total_bkv[..., eos] / length_penalty(length, alpha)
-        ended = torch.cat([alive, torch.full_like(alive[..., :1], eos)], 2)
+        ended = torch.nn.functional.pad(alive, (0, 1), value=eos)
         done, done_bk = _best(done, done_bk, _padded(ended, max_length), ended_bk)
         total_bkv[..., eos] = -torch.inf
         size = total_bkv.shape[2]

@@ -95,14 +95,11 @@ class ExtendedNeuralGPU(nn.Module):
         """Top outputs (B, T, M) and query features (B, T, M * W): column 0 and all columns of the slice at t.
 
         `target_bt` (bos first) are the outputs that the decoder is told; without it `choose(top, features)` says the
-        token (B,) of each of `steps` positions. UserError: more outputs than the tape has positions.
+        token (B,) of each of `steps` positions. UserError: more outputs than source tokens.
         """
         count = target_bt.shape[1] if steps is None else steps
-        if count > source_bs.shape[1]:
-            raise UserError(
-                f"the Neural GPU writes at most one token per source token: {count} outputs for {source_bs.shape[1]};"
-                " use model=translator, or data=symbols"
-            )
+        if target_bt is not None and not target_bt.is_cuda:  # a look at a GPU's values would make it wait every step
+            check_room((target_bt > 0).sum(1), length_b)
         tape, mask = self.encode(source_bs, length_b)
         written = torch.zeros_like(tape)
         tops, features = [], []
@@ -119,3 +116,14 @@ class ExtendedNeuralGPU(nn.Module):
     def logits(self, top_nd: Tensor) -> Tensor:
         """Scores (..., V) of top outputs, memory mixed in or not."""
         return nn.functional.linear(top_nd, self.embedding.weight, self.bias)
+
+
+def check_room(outputs_b: Tensor, length_b: Tensor) -> None:
+    """The tape is as long as the source: a pair with a longer target is a UserError."""
+    wrong = (outputs_b > length_b).nonzero()
+    if len(wrong):
+        row = int(wrong[0])
+        raise UserError(
+            f"the Neural GPU writes at most one token per source token: {int(outputs_b[row])} outputs for "
+            f"{int(length_b[row])}; use model=translator, or data=symbols"
+        )

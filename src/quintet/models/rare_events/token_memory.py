@@ -39,7 +39,7 @@ class TokenMemory(nn.Module):
     """Values are target tokens; the retrieved token's output embedding x confidence is added to the top output.
 
     The embedding is the row of the softmax weights itself, through a D x D map that starts as `mix_scale` times the
-    identity: a retrieved token that training has never rewarded still raises its own logit above all others.
+    identity: a retrieved token raises its own logit most, also one that training has never rewarded.
     """
 
     def __init__(
