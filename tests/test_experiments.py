@@ -84,9 +84,10 @@ SMALL = {
 
 
 def choice(path, group):
-    """The model or data config that an experiment file chooses."""
+    """The model or data config that an experiment file chooses, itself or through the experiment it builds on."""
     defaults = yaml.safe_load(path.read_text())["defaults"]
-    return next(d[f"override /{group}"] for d in defaults if isinstance(d, dict) and f"override /{group}" in d)
+    chosen = [d[f"override /{group}"] for d in defaults if isinstance(d, dict) and f"override /{group}" in d]
+    return chosen[0] if chosen else choice(path.with_name(f"{defaults[0]}.yaml"), group)
 
 
 def composed(path, folder, *more):

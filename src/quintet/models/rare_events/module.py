@@ -27,7 +27,8 @@ class RareEventsModule(LightningModule):
     updates: `image` takes an optimiser step after each of the T images of B parallel episodes, as the authors do;
     `episode` one step after all T, which is faster and takes fewer steps. Without memory (`memory=null` or
     `memory.search=none`) the same network learns to tell the training classes apart, and what it was shown is
-    remembered by its embedding alone: the baseline of a network without memory.
+    remembered by its embedding alone: the baseline of a network without memory. lifelong: the memory is not cleared
+    between training batches and holds classes of the training split instead of the labels of one episode.
     """
 
     batch_type = EpisodeBatch
@@ -41,6 +42,7 @@ class RareEventsModule(LightningModule):
         memory: MemoryConfig | None = None,
         updates: str = "image",
         gradient_clip: float | None = 5.0,
+        lifelong: bool = False,
     ) -> None:
         super().__init__()
         if updates not in UPDATES:
@@ -52,7 +54,7 @@ class RareEventsModule(LightningModule):
         facts = {"image_size": int(facts["image_size"]), "num_classes_train": int(facts["num_classes_train"])}
         network, optimizer, memory = plain(config), plain(self.optimizer_config), plain(remembering)
         self.save_hyperparameters()
-        self.facts, self.updates, self.gradient_clip = facts, updates, gradient_clip
+        self.facts, self.updates, self.gradient_clip, self.lifelong = facts, updates, gradient_clip, lifelong
         self.network = ConvNet(config, facts["image_size"])
         self.memory, self.classifier = None, None
         if remembering is None or remembering.search == "none":
@@ -61,7 +63,7 @@ class RareEventsModule(LightningModule):
         elif remembering.width != config.width:
             raise UserError(f"model.memory.width={remembering.width} must be model.network.width={config.width}")
         else:
-            self.memory = Memory(remembering, num_values=remembering.slots)
+            self.memory = Memory(remembering, num_values=max(remembering.slots, facts["num_classes_train"]))
             blank = remembering
         self.blank_config = blank
         self.correct = nn.ModuleDict({s: nn.ModuleDict({str(k): MeanMetric() for k in SHOTS}) for s in ("val", "test")})
@@ -80,8 +82,9 @@ class RareEventsModule(LightningModule):
     def training_step(self, batch: EpisodeBatch, batch_idx: int) -> Tensor:
         if self.memory is None:
             return self._step(self._classification_losses(batch).mean())
-        self.memory.clear()
-        values_bt = own_values(batch.labels)
+        if not self.lifelong:
+            self.memory.clear()
+        values_bt = batch.classes if self.lifelong else own_values(batch.labels)
         if self.updates == "episode":
             return self._step(self._stream(batch.images, values_bt).mean())
         means = []
