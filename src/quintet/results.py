@@ -18,7 +18,10 @@ from quintet.machine import hardware, versions
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS_DIR, PAGE = REPOSITORY / "docs/results", REPOSITORY / "docs/results.md"
-PAPERS = {"wavenet": "WaveNet (van den Oord et al. 2016, arXiv 1609.03499)"}
+PAPERS = {  # by the first word of a file's name
+    "rare": "Learning to Remember Rare Events (Kaiser et al. 2017, arXiv 1703.03129)",
+    "wavenet": "WaveNet (van den Oord et al. 2016, arXiv 1609.03499)",
+}
 REQUIRED = ("title", "rows", "protocol", "data", "subset", "seconds", "command", "hardware", "commit", "dirty", "date")
 OUTSIDE_PATH = re.compile(r"(?<![\w.<>:/])(?:~|\.\.)?/[\w.+~-]+(?:/[\w.+~-]*)*|(?<![\w./])\.\.(?:/\.\.)*(?![\w./])")
 HEADER = (

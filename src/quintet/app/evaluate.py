@@ -93,7 +93,7 @@ def report(
     for path in paths:
         write_result(
             path,
-            title=cfg.name,
+            title=f"{cfg.name}, {protocol_name(request.protocol)}",
             rows=rows,
             protocol=protocol_name(request.protocol),
             data=Path(str(cfg.data.get("root") or cfg.data._target_)).name,
