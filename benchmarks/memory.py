@@ -8,6 +8,7 @@ clustered (20 keys a class), random with queries near some key, and random with 
 """
 
 import argparse
+import itertools
 import math
 import os
 import statistics
@@ -77,6 +78,7 @@ def main() -> None:
         )
 
 
+@torch.no_grad()
 def run_all(setting: Setting) -> Iterator[dict]:
     for slots in setting.slots:
         torch.manual_seed(0)
@@ -172,17 +174,14 @@ def whole_steps(setting: Setting, keys: Tensor, ask: Callable[[int], Tensor]) ->
     memory = full_memory(setting.config(len(keys)), keys)
     loops = {"looped": LoopedMemory(memory, False), "looped update, batched query": LoopedMemory(memory, True)}
     for batch in setting.batches:
-        query_bd, value_b = ask(batch), torch.randint(NUM_VALUES, (batch,))
+        # Other queries each time: branch predictors learn a sort that is repeated.
+        examples = itertools.cycle([(ask(batch), torch.randint(NUM_VALUES, (batch,))) for _ in range(32)])
         part = min(batch, max(4, LONG * 1000 // len(keys)))  # a looped step takes as long as it has examples
-
-        def ours(query_bd: Tensor = query_bd, value_b: Tensor = value_b) -> None:
-            memory(query_bd, value_b)
-
-        candidates = {"ours": (ours, 1.0)}
+        candidates = {"ours": (lambda it=examples: memory(*next(it)), 1.0)}
         for name, loop in loops.items():
 
-            def step(loop: LoopedMemory = loop, query_bd=query_bd[:part], value_b=value_b[:part]) -> None:
-                loop.step(query_bd, value_b)
+            def step(loop: LoopedMemory = loop, part: int = part, it=examples) -> None:
+                loop.step(*(tensor[:part] for tensor in next(it)))
 
             candidates[name] = (step, batch / part)
         taken = measure(candidates, setting.repeats)
@@ -203,10 +202,10 @@ def queries_alone(setting: Setting, keys: Tensor, ask: Callable[[int], Tensor]) 
     flat = faiss.IndexFlatIP(setting.width)
     flat.add(keys.numpy())
     for batch in setting.batches:
-        query_bd = ask(batch)
+        queries = itertools.cycle(ask(32 * batch).split(batch))
         candidates = {
-            "ours, exact": (lambda q=query_bd: search.nearest(q, keys, k), 1.0),
-            "faiss flat": (lambda q=query_bd: flat.search(q.numpy(), k), 1.0),
+            "ours, exact": (lambda it=queries: search.nearest(next(it), keys, k), 1.0),
+            "faiss flat": (lambda it=queries: flat.search(next(it).numpy(), k), 1.0),
         }
         taken = measure(candidates, setting.repeats)
         where = f"query, {len(keys):,} slots, batch {batch}"
@@ -226,10 +225,9 @@ def approximate(setting: Setting, kind: str, keys: Tensor, ask: Callable[[int], 
         built[name] = time.perf_counter() - began
     recalls = {name: recall(searches[name], some, keys, k) for name in names}
     for batch in setting.batches:
-        query_bd = ask(batch)
+        queries = itertools.cycle(ask(32 * batch).split(batch))
         candidates = {
-            name: (lambda s=search: s.nearest(query_bd, keys, k), 1.0)  # noqa: B023 called in this round
-            for name, search in searches.items()
+            name: (lambda s=search, it=queries: s.nearest(next(it), keys, k), 1.0) for name, search in searches.items()
         }
         taken = measure(candidates, setting.repeats)
         where = f"query, {len(keys):,} {kind} slots, batch {batch}"

@@ -298,18 +298,33 @@ def test_preserved_is_bit_identical_whatever_happens_inside():
 
 
 def test_a_resumed_memory_goes_on_exactly_and_touches_no_other_random_state():
-    stream = [(torch.randn(4, 5), torch.randint(6, (4,))) for _ in range(12)]
-    memory = make(age_noise=8.0)
-    for x, value in stream[:6]:
+    stream = [(torch.randn(4, 5), torch.randint(6, (4,))) for _ in range(40)]
+    memory, resumed = make(slots=30, age_noise=1.0), make(slots=30, age_noise=1.0)
+    for one in (memory, resumed):
+        one._oldest.small, one._oldest.kept = 10, 20  # as in large memories, which keep a list of old slots
+    for x, value in stream[:20]:
         memory(x, value)
-    resumed = make(age_noise=8.0)
+    for x, value in stream[::-1]:
+        resumed(x, value)  # another life
     resumed.load_state_dict(copy.deepcopy(memory.state_dict()))
     random = torch.random.get_rng_state()
-    outcomes = [[m(x, value) for x, value in stream[6:]] for m in (memory, resumed)]
+    outcomes = [[m(x, value) for x, value in stream[20:]] for m in (memory, resumed)]
     assert torch.equal(random, torch.random.get_rng_state())
     assert states_equal(memory.state_dict(), resumed.state_dict())
     for (one, one_loss), (other, other_loss) in zip(*outcomes, strict=True):
         assert all(map(torch.equal, one, other)) and torch.equal(one_loss, other_loss)
+
+
+def test_every_step_has_its_own_noise():
+    memory = make(slots=8, age_noise=8.0, seed=3)
+    memory(torch.randn(8, 5), torch.zeros(8, dtype=torch.int64))
+    chosen = []
+    for value in range(1, 6):
+        expected = OldestSlots(8.0, 3).choose(memory.stamps.clone(), 1, memory.stamps[:0], int(memory.step))
+        memory.write(torch.randn(1, 5), torch.tensor([value]), NO_ANSWER)
+        chosen.append(int((memory.values == value).nonzero()))
+        assert chosen[-1] == int(expected)
+    assert len(set(chosen)) > 2
 
 
 def test_the_state_fits_a_weights_only_checkpoint_and_no_other_memory(tmp_path):

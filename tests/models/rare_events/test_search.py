@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from quintet.models.rare_events import search as search_module
 from quintet.models.rare_events.memory import Memory, MemoryConfig
-from quintet.models.rare_events.search import ExactSearch, make_search, merge, recall, top_k
+from quintet.models.rare_events.search import ExactSearch, cosines, make_search, merge, recall, top_k
 
 pytest.importorskip("faiss")
 BACKENDS = {
@@ -47,14 +47,23 @@ def test_exact_search_is_a_sort_whatever_the_chunks_and_blocks(keys, k, chunk, s
     assert all(len(set(row)) == len(row) for row in (r[r >= 0].tolist() for r in rows_bk))
 
 
-def test_the_k_largest_are_found_block_by_block_and_chunk_by_chunk():
-    """Neighbours, all of them in one block (16 columns, 62 apart), the tail behind the last whole block, equal ones."""
-    values = torch.zeros(3, 1003)
+@pytest.mark.parametrize("rows", [1023, 1024, 4096])
+def test_cosines_of_whole_chunks_are_float32_products(rows):
+    """Within float32 rounding, which bfloat16 or TF32 products would miss by far."""
+    query_bd, keys_nd = unit(16, 256), unit(rows, 256)
+    with torch.no_grad():
+        found = cosines(query_bd, keys_nd)
+    torch.testing.assert_close(found.double(), query_bd.double() @ keys_nd.double().T, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [2, 1100])
+def test_the_k_largest_are_found_with_one_thread_and_several_and_merged(rows, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    values = torch.zeros(rows, 1003)  # 1100 rows are enough for several threads
     values[0, 500:505], values[1, -3:] = torch.arange(1.0, 6), torch.arange(1.0, 4)
-    values[2, 7:400:62] = torch.arange(1.0, 8)
     kept, where = top_k(values, 5)
+    assert kept.shape == where.shape == (rows, 5) and not kept[2:].any()
     assert kept[0].tolist() == [5, 4, 3, 2, 1] and where[0].tolist() == [504, 503, 502, 501, 500]
-    assert kept[2].tolist() == [7, 6, 5, 4, 3] and where[2].tolist() == [379, 317, 255, 193, 131]
     assert kept[1].tolist() == [3, 2, 1, 0, 0] and where[1, :3].tolist() == [1002, 1001, 1000]
     kept, where = merge((kept[:2], where[:2]), (torch.tensor([[4.5], [0.5]]), torch.tensor([[7], [8]])), 3)
     assert where.tolist() == [[504, 7, 503], [1002, 1001, 1000]]
@@ -121,6 +130,8 @@ def test_a_resumed_approximate_memory_finds_the_same(name):
     for _ in range(30):
         memory(clustered(centres, 100), torch.randint(40, (100,)))
     resumed = Memory(config(**settings_), 40)
+    for _ in range(3):
+        resumed(unit(100, 32), torch.arange(100) % 40)  # has an index of other keys
     resumed.load_state_dict(copy.deepcopy(memory.state_dict()))
     query_bd = clustered(centres, 64)
     one, other = memory.read(query_bd), resumed.read(query_bd)
@@ -148,3 +159,5 @@ def test_lists_are_learned_again_when_the_keys_have_changed():
         memory(unit(100, 32), torch.randint(400, (100,)))
     memory.read(unit(1, 32))
     assert memory.search.learned[1] == 400 and not torch.equal(first, memory.search.centroids)
+    memory.clear()
+    assert memory.search.index_bytes == 0 and not memory.search.learned.any()

@@ -4,7 +4,7 @@ Legend: B queries, d width, m slots, k neighbours. Values are class or token num
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -190,7 +190,6 @@ class Memory(nn.Module):
                     self.hints.copy_(hints)
                     self.step.copy_(step)
                     self._filled = filled
-                    self._oldest.forget()
 
     def recall(self, query_bd: Tensor, k: int | None = None) -> tuple[float, float]:
         """Recall@1 and recall@k of this memory's search against the exact one, for unit queries."""
@@ -260,8 +259,9 @@ class Memory(nn.Module):
         self.search.forget_index()
 
 
-def _full_precision(tensor: Tensor) -> torch.autocast:
-    return torch.autocast(tensor.device.type, enabled=False)
+def _full_precision(tensor: Tensor) -> AbstractContextManager:
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def _nearest_of(similarity_bk: Tensor, slots_bk: Tensor, mask_bk: Tensor) -> tuple[Tensor, Tensor]:

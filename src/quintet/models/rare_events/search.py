@@ -3,16 +3,21 @@
 Legend: B queries, N filled rows, d width, k neighbours. Keys and queries are unit vectors.
 """
 
-import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
 from quintet.models.rare_events.memory_config import MemoryConfig
+
+# What torch.compile uses for linear layers: oneDNN, over twice as fast as MKL on AMD processors.
+_ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+_EVEN_ROWS = 1024
 
 
 def make_search(config: MemoryConfig) -> "ExactSearch":
@@ -41,7 +46,7 @@ class ExactSearch(nn.Module):
         rows = min(self.config.chunk_rows, max(4096, 2**22 // max(1, len(query_bd))))
         best = None
         for start in range(0, len(keys_nd), rows):
-            found = top_k(query_bd @ keys_nd[start : start + rows].T, k)
+            found = top_k(cosines(query_bd, keys_nd[start : start + rows]), k)
             found = (found[0], found[1] + start)
             best = found if best is None else merge(best, found, k)
         if best is None:
@@ -168,28 +173,41 @@ def recall(search: ExactSearch, query_bd: Tensor, keys_nd: Tensor, k: int) -> tu
     return float((found_bk[:, 0] >= true_bk[:, 0] - 1e-5).float().mean()), float((hits_b / wanted_b).mean())
 
 
-def top_k(similarity_bn: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row and where they are, largest first; all of them where there are fewer.
+def cosines(query_bd: Tensor, keys_nd: Tensor) -> Tensor:
+    """Products (B, N) of unit queries and keys."""
+    # oneDNN makes code for every new shape: worth it for whole chunks and full memories, not for one that is growing.
+    even = query_bd.device.type == "cpu" and len(query_bd) > 1 and len(keys_nd) and not len(keys_nd) % _EVEN_ROWS
+    if even and _ONEDNN is not None and not torch.is_grad_enabled():
+        return _ONEDNN(query_bd, keys_nd, None, "none", [], "")
+    return query_bd @ keys_nd.T
 
-    The k largest lie in the k blocks with the largest maxima, so only those are sorted.
-    """
+
+def top_k(similarity_bn: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row and where they are, largest first; all of them where there are fewer."""
     n = similarity_bn.shape[1]
     if k == 1 and n:
         found = similarity_bn.max(1, keepdim=True)
         return found.values, found.indices
-    if n < 8 * k:
+    if n <= k or similarity_bn.device.type != "cpu":
         found = similarity_bn.topk(min(k, n), dim=1)
         return found.values, found.indices
-    width = 2 ** round(math.log2(n / k) / 2)
-    blocks = n // width  # block j is columns j, j + blocks, ...: maxima over whole rows of memory are quick
-    largest_bk = similarity_bn[:, : width * blocks].unflatten(1, (width, blocks)).amax(1).topk(k, sorted=False).indices
-    where = torch.arange(width, device=similarity_bn.device) * blocks
-    rows_bc = (where[:, None] + largest_bk[:, None, :]).flatten(1)
-    if width * blocks < n:
-        tail = torch.arange(width * blocks, n, device=similarity_bn.device)
-        rows_bc = torch.cat([rows_bc, tail.expand(len(rows_bc), -1)], 1)
-    found = similarity_bn.gather(1, rows_bc).topk(k, dim=1)
-    return found.values, rows_bc.gather(1, found.indices)
+    # numpy selects with vector instructions: two to four times as fast as torch on a CPU. It has one thread.
+    threads = torch.get_num_threads() if similarity_bn.numel() >= 2**20 else 1
+    parts = [part.numpy() for part in similarity_bn.tensor_split(threads)]
+    if threads == 1:
+        found = [_largest(part, k) for part in parts]
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            found = list(pool.map(_largest, parts, [k] * threads))
+    values, rows = (np.concatenate(part) if threads > 1 else part[0] for part in zip(*found, strict=True))
+    return torch.from_numpy(values), torch.from_numpy(rows)
+
+
+def _largest(similarity_bn: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    rows_bk = np.argpartition(similarity_bn, -k, axis=1)[:, -k:]
+    kept_bk = np.take_along_axis(similarity_bn, rows_bk, 1)
+    order_bk = np.argsort(kept_bk, axis=1)[:, ::-1]
+    return np.take_along_axis(kept_bk, order_bk, 1), np.take_along_axis(rows_bk, order_bk, 1)
 
 
 def merge(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], k: int) -> tuple[Tensor, Tensor]:
