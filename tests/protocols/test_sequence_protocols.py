@@ -69,12 +69,26 @@ def test_odd_lines_are_translated_after_the_even_ones_were_shown(tmp_path):
     assert [row["shown"] for row in table] == [row["reference"] for row in table] == [LINES[2][1], LINES[3][1]]
 
 
+def test_a_larger_memory_knows_the_training_split_and_the_trained_one_stays(tmp_path):
+    data = data_of(tmp_path / "data", [LINES[0], LINES[2], LINES[1], LINES[3]], Subwords(300))
+    module = translator(data)
+    before, kept = state_of(module), module.memory
+    found = OneShotTranslation(beam_size=1, larger_slots=2048)(module, data, tmp_path)
+    assert found["one_shot/bleu_larger"] == pytest.approx(100.0)  # lines 1 and 3 stand in the training split
+    assert found["one_shot/bleu_memory"] < 20 and found["one_shot/bleu_larger_shown"] == pytest.approx(100.0)
+    assert module.memory is kept and all(torch.equal(before[n], t) for n, t in state_of(module).items())
+    none = OneShotTranslation(beam_size=1, larger_slots=2048, larger_max_count=1)(module, data, tmp_path)
+    assert none["one_shot/bleu_larger"] < 20  # every training token stands there three times or more
+    with pytest.raises(UserError, match="16 slots does not hold the trained one of 512"):
+        OneShotTranslation(beam_size=1, larger_slots=16)(module, data, tmp_path)
+
+
 def test_odd_lines_are_never_shown(tmp_path):
     """Lines 1 and 3 differ from 2 and 4: nothing that only stands in them can be known."""
     data = data_of(tmp_path / "data", [LINES[2], LINES[0], LINES[3], LINES[1]], Subwords(300))
     module = translator(data)
     seen = []
-    module.show = lambda batch: seen.extend(batch.index.tolist())
+    module.show = lambda batch, max_count: seen.extend(batch.index.tolist())
     OneShotTranslation(beam_size=1)(module, data, tmp_path)
     assert seen == [1, 3]
 
@@ -124,7 +138,9 @@ def test_symbols_shown_once_are_known_and_the_bins_add_up(tmp_path):
     assert found["rare_symbols/accuracy_shown"] > 0.9
     assert found["rare_symbols/accuracy_shown"] == found["rare_symbols/sequence_accuracy_shown"]
     table = [row for row in rows_of(tmp_path / "rare_symbols" / "accuracy.csv") if row["answers"] == "shown"]
-    assert sum(int(row["asked"]) for row in table) == 300
+    assert sum(int(row["asked"]) for row in table[:-1]) == 300
+    assert table[-1]["training_count"] == "new" and 0 < int(table[-1]["asked"]) <= int(table[0]["asked"])
+    assert found["rare_symbols/accuracy_new_shown"] == 1.0 and found["rare_symbols/accuracy_new_memory"] < 0.5
     training = Counter(" ".join(data.texts("train", "source")).split())
     unseen = [s for s in data.texts("test", "source")[0::2] if training[s] == 0]
     assert int(table[0]["asked"]) == len(unseen) > 0 and table[0]["training_count"] == "0"

@@ -1,10 +1,8 @@
 """One-shot translation (arXiv 1703.03129, section 4.3): half the test set is shown, the other half translated."""
 
 from collections import Counter
-from contextlib import ExitStack
+from collections.abc import Sequence
 from pathlib import Path
-
-import torch
 
 from quintet.errors import UserError
 from quintet.protocols.rare_words import bins_of, word_recall
@@ -16,18 +14,22 @@ FOLDER = "one_shot_translation"
 class OneShotTranslation:
     """Even lines of the test file (the 2nd, 4th ...) are shown with their references, odd ones are translated.
 
-    Three translations of the odd lines by one and the same network: `no_memory` (it is not read), `memory` (as
-    training left it), `shown` (after the even lines were written into it, frozen weights). BLEU is sacrebleu's (13a,
+    Translations of the odd lines by one and the same network: `no_memory` (it is not read), `memory` (as training left
+    it), `shown` (after the even lines were written into it, frozen weights). With `larger_slots`, also `larger`: a
+    memory of so many slots that holds the trained content and, written by the frozen network, all tokens of the
+    training split that are there at most `larger_max_count` times; and `larger_shown`. BLEU is sacrebleu's (13a,
     cased); recall is of reference words (13a tokens) by their count in the training targets. A network trained without
-    memory gives `no_memory` only. The memory is bit for bit the same afterwards.
+    memory gives `no_memory` only. The trained memory is bit for bit the same afterwards.
     """
 
     def __init__(self, beam_size: int = 4, alpha: float = 0.6, batch_size: int = 32,
-                 bins: tuple[int, ...] = (0, 1, 2, 5, 10, 100), max_lines: int | None = None) -> None:  # fmt: skip
+                 bins: tuple[int, ...] = (0, 1, 2, 5, 10, 100), max_lines: int | None = None,
+                 larger_slots: int | None = None, larger_max_count: int = 100) -> None:  # fmt: skip
         if batch_size < 1 or beam_size < 1:
             raise UserError(f"protocol.batch_size={batch_size}, protocol.beam_size={beam_size}: give 1 or more")
         self.beam_size, self.alpha, self.batch_size = beam_size, alpha, batch_size
         self.bins, self.max_lines = bins_of(bins), max_lines
+        self.larger_slots, self.larger_max_count = larger_slots, larger_max_count
 
     def __call__(self, module, datamodule, run_dir: Path) -> dict[str, float]:
         if not hasattr(module, "translate"):
@@ -42,21 +44,26 @@ class OneShotTranslation:
             texts["no_memory"] = self._translate(module, datamodule, asked)
         if module.memory is not None:
             texts["memory"] = self._translate(module, datamodule, asked)
-            with ExitStack() as stack:
-                stack.enter_context(module.memory.preserved())
-                self._show(module, datamodule, shown)
+            with module.memory.preserved():
+                self._show(module, datamodule, "test", shown)
                 texts["shown"] = self._translate(module, datamodule, asked)
+        if module.memory is not None and self.larger_slots is not None:
+            with module.tokens.enlarged(self.larger_slots):
+                rows = range(len(datamodule.sets["train"]))
+                self._show(module, datamodule, "train", rows, self.larger_max_count)
+                texts["larger"] = self._translate(module, datamodule, asked)
+                self._show(module, datamodule, "test", shown)
+                texts["larger_shown"] = self._translate(module, datamodule, asked)
         return self._report(texts, datamodule, asked, Path(run_dir) / FOLDER)
 
-    def _batches(self, module, datamodule, rows: list[int]):
+    def _batches(self, module, datamodule, rows: Sequence[int], split: str = "test"):
         for start in range(0, len(rows), self.batch_size):
             part = rows[start : start + self.batch_size]
-            yield part, module.transfer_batch_to_device(datamodule.batch("test", part), module.device, 0)
+            yield part, module.transfer_batch_to_device(datamodule.batch(split, part), module.device, 0)
 
-    @torch.no_grad()
-    def _show(self, module, datamodule, rows: list[int]) -> None:
-        for _, batch in self._batches(module, datamodule, rows):
-            module.show(batch)
+    def _show(self, module, datamodule, split: str, rows: Sequence[int], max_count: int | None = None) -> None:
+        for _, batch in self._batches(module, datamodule, rows, split):
+            module.show(batch, max_count)
 
     def _translate(self, module, datamodule, rows: list[int]) -> list[str]:
         """Texts in the order of `rows`; sentences of like length go together."""

@@ -18,7 +18,8 @@ class RareSymbols:
 
     As in one_shot_translation by one and the same network: `no_memory` (not read), `memory` (as training left it),
     `shown` (after the even test sequences were written into it); a network trained without memory gives `no_memory`
-    only. Outputs are fed back, the targets are never shown. `sequences` is the share of sequences without any error.
+    only. Outputs are fed back, the targets are never shown. `new` are symbols that training never saw but an even test
+    sequence holds: with `shown` they are known from one showing or few. `sequence_accuracy` asks for all of a sequence.
     """
 
     def __init__(self, bins: tuple[int, ...] = (0, 1, 2, 4, 8, 16, 64), batch_size: int = 100,
@@ -41,7 +42,9 @@ class RareSymbols:
                 for batch in self._batches(module, datamodule, shown):
                     module.show(batch)
                 answers["shown"] = self._answers(module, datamodule, asked)
-        return self._report(answers, np.array(datamodule.counts["source"]), Path(run_dir) / FOLDER)
+        sources = datamodule.sets["test"].source
+        new = np.unique(np.concatenate([sources[row] for row in shown])) if shown else np.zeros(0, np.int64)
+        return self._report(answers, np.array(datamodule.counts["source"]), new, Path(run_dir) / FOLDER)
 
     def _batches(self, module, datamodule, rows: list[int]):
         for start in range(0, len(rows), self.batch_size):
@@ -60,7 +63,7 @@ class RareSymbols:
             first += len(batch.source)
         return tuple(torch.cat(parts, 1).cpu().numpy())
 
-    def _report(self, answers: dict[str, tuple], counts: np.ndarray, folder: Path) -> dict[str, float]:
+    def _report(self, answers: dict[str, tuple], counts: np.ndarray, shown: np.ndarray, folder: Path) -> dict:
         metrics, table = {}, []
         for name, (symbol_n, right_n, sequence_n) in answers.items():
             wrong_s = np.bincount(sequence_n, weights=1 - right_n)
@@ -68,12 +71,13 @@ class RareSymbols:
             metrics[f"rare_symbols/accuracy_{name}"] = float(right_n.mean())
             metrics[f"rare_symbols/sequence_accuracy_{name}"] = float((wrong_s == 0).mean())
             seen_n = counts[symbol_n]
-            for where in self.bins:
-                inside = (seen_n >= where.low) & (seen_n <= (where.high if where.high is not None else seen_n.max()))
+            groups = {b.name: (seen_n >= b.low) & ((b.high is None) | (seen_n <= (b.high or 0))) for b in self.bins}
+            groups["new"] = (seen_n == 0) & np.isin(symbol_n, shown)
+            for group, inside in groups.items():
                 total, right = int(inside.sum()), int(right_n[inside].sum())
-                table.append((name, where.name, right, total, right / total if total else float("nan")))
+                table.append((name, group, right, total, right / total if total else float("nan")))
                 if total:
-                    metrics[f"rare_symbols/accuracy_{where.name}_{name}"] = right / total
-                    metrics[f"rare_symbols/symbols_{where.name}"] = float(total)
+                    metrics[f"rare_symbols/accuracy_{group}_{name}"] = right / total
+                    metrics[f"rare_symbols/symbols_{group}"] = float(total)
         write_csv(folder / "accuracy.csv", ("answers", "training_count", "right", "asked", "accuracy"), table)
         return metrics

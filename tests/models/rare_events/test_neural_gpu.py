@@ -51,6 +51,11 @@ def test_a_sequence_gets_the_same_outputs_alone_and_in_a_padded_batch(steps):
             torch.testing.assert_close(together[row, : len(target)], single[0], rtol=1e-5, atol=1e-6)
 
 
+def test_a_target_that_fits_is_not_refused_for_its_eos_in_a_longer_batch():
+    told = [[1, 4, 5, 6, 2], [1, 7, 2], [1, 8, 9, 10, 11, 12]]  # what a batch without its last column holds
+    network()(padded(SOURCES), lengths(SOURCES), padded(told))
+
+
 def test_an_output_sees_earlier_outputs_but_not_itself_or_later_ones():
     model = network(steps=2)
     source, target = padded(SOURCES[2:]), padded(TARGETS[2:])

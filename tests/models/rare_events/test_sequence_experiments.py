@@ -99,15 +99,6 @@ def test_unknown_keys_are_refused(experiment, key, folder):
         composed(experiment, folder, f"+{key}=3")
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_header_and_length(experiment):
-    text = (config.CONF / "experiment" / f"{experiment}.yaml").read_text()
-    for word in ("# Paper: ", f"# Command: python train.py experiment={experiment}", "# Hardware and time: ",
-                 "# Paper's number: ", "# Ours: "):  # fmt: skip
-        assert word in text
-    assert len(text.splitlines()) <= 25 and yaml.safe_load(text)["name"] == experiment
-
-
 @pytest.mark.parametrize(("name", "network"), [("translator", TranslatorConfig), ("neural_gpu", NeuralGPUConfig)])
 def test_model_configs_name_every_setting_of_network_and_recall_at_its_default(name, network):
     node = yaml.safe_load((config.CONF / "model" / f"{name}.yaml").read_text())

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from quintet.data.pairs.vocabulary import EOS, PAD
 from quintet.errors import UserError
 
 
@@ -99,7 +100,7 @@ class ExtendedNeuralGPU(nn.Module):
         """
         count = target_bt.shape[1] if steps is None else steps
         if target_bt is not None and not target_bt.is_cuda:  # a look at a GPU's values would make it wait every step
-            check_room((target_bt > 0).sum(1), length_b)
+            check_room(((target_bt != PAD) & (target_bt != EOS)).sum(1), length_b)
         tape, mask = self.encode(source_bs, length_b)
         written = torch.zeros_like(tape)
         tops, features = [], []

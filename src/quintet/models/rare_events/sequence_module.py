@@ -98,13 +98,17 @@ class SequenceModule(LightningModule):
         query_nd, answer = self.tokens.read(features_nq)
         return self.network.logits(self.tokens.combine(top_nd, answer, self.network.output_embedding)), query_nd, answer
 
-    def outputs(self, batch: SequencePairBatch) -> Outputs:
-        """The network on pairs with their true targets; padding is left out from here on."""
+    def positions(self, batch: SequencePairBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Query features (N, q), top outputs (N, D), true token (N,), pair (N,); padding is left out from here on."""
         top_btd, features_btq = self.network(batch.source, batch.source_length, batch.target[:, :-1])
         position = torch.arange(1, batch.target.shape[1], device=batch.target.device)
         real_bt = position < batch.target_length[:, None]
-        token_n, row_n = batch.target[:, 1:][real_bt], real_bt.nonzero()[:, 0]
-        logits_nv, query_nd, answer = self.scores(top_btd[real_bt], features_btq[real_bt])
+        return features_btq[real_bt], top_btd[real_bt], batch.target[:, 1:][real_bt], real_bt.nonzero()[:, 0]
+
+    def outputs(self, batch: SequencePairBatch) -> Outputs:
+        """The network on pairs with their true targets."""
+        features_nq, top_nd, token_n, row_n = self.positions(batch)
+        logits_nv, query_nd, answer = self.scores(top_nd, features_nq)
         loss_n = None if query_nd is None else self.tokens.losses(query_nd, token_n, answer)
         return Outputs(logits_nv, token_n, row_n, query_nd, answer, loss_n)
 
@@ -131,12 +135,22 @@ class SequenceModule(LightningModule):
         return loss
 
     @torch.no_grad()
-    def show(self, batch: SequencePairBatch) -> None:
-        """Write pairs with their true targets into the memory; the weights stay. UserError without a memory."""
+    def show(self, batch: SequencePairBatch, max_count: int | None = None) -> None:
+        """Write pairs with their true targets into the memory; the weights stay. UserError without a memory.
+
+        max_count: only the tokens that stand at most so often in the training split.
+        """
         if self.tokens is None:
             raise UserError("there is no memory to show examples to: the run was trained with model.memory=null")
-        out = self.outputs(batch)
-        self.tokens.write(out.query, out.token, out.answer)
+        if max_count is None:
+            out = self.outputs(batch)
+            self.tokens.write(out.query, out.token, out.answer)
+            return
+        features_nq, _, token_n, _ = self.positions(batch)
+        rows = (self.tokens.counts[token_n] <= max_count).nonzero()[:, 0]
+        if len(rows):
+            query_nd = self.memory.query(self.tokens.to_query(features_nq[rows]))
+            self.tokens.write(query_nd, token_n[rows], self.memory.read(query_nd))
 
     def validation_step(self, batch: SequencePairBatch, batch_idx: int) -> None:
         self._evaluate(batch, "val")

@@ -3,8 +3,9 @@
 Legend: N positions of any number of sequences, q query width, D width of the network's top output, V tokens.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -52,8 +53,11 @@ class TokenMemory(nn.Module):
         nn.init.eye_(self.mix.weight)
         self.mix.weight.data *= recall.mix_scale
         self.gate = nn.Linear(width + 2, 1) if recall.gated else None
+        if self.gate is not None:
+            nn.init.constant_(self.gate.bias, -1.0)  # most answers of a young memory are wrong
         wanted_v = torch.tensor([recall.max_count is None or count <= recall.max_count for count in counts])
         self.register_buffer("wanted", wanted_v, persistent=False)
+        self.register_buffer("counts", torch.tensor(list(counts)), persistent=False)
 
     def read(self, features_nq: Tensor) -> tuple[Tensor, MemoryAnswer]:
         """Unit queries (N, d) and what the memory answers; nothing is written."""
@@ -76,6 +80,24 @@ class TokenMemory(nn.Module):
             return loss_n
         kept = self.memory.losses(query_nd[rows], token_n[rows], _rows(answer, rows))
         return loss_n.index_put((rows,), kept.to(loss_n.dtype))
+
+    @contextmanager
+    def enlarged(self, slots: int) -> Iterator[None]:
+        """In the block a larger memory with the same content stands in for the trained one, which stays as it is."""
+        kept, room = self.memory, slots - self.memory.config.slots
+        if room < 0:
+            raise UserError(f"a memory of {slots} slots does not hold the trained one of {kept.config.slots}")
+        larger = Memory(replace(kept.config, slots=slots), kept.num_values)
+        state = kept.state_dict()
+        for name, empty in (("keys", 0.0), ("values", -1), ("stamps", 0)):
+            tensor = state[name]
+            state[name] = torch.cat([tensor, tensor.new_full((room, *tensor.shape[1:]), empty)])
+        larger.load_state_dict(state)
+        self.memory = larger.to(kept.keys.device).train(kept.training)
+        try:
+            yield
+        finally:
+            self.memory = kept
 
     def write(self, query_nd: Tensor, token_n: Tensor, answer: MemoryAnswer) -> None:
         """Remember the wanted tokens; call it after `read` of the same queries, so that prediction precedes it.
