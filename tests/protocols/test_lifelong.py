@@ -24,6 +24,7 @@ def test_no_drawing_twice_and_ages_are_true():
     for position, (c, age) in enumerate(zip(stream.classes, stream.ages, strict=True)):
         before = np.flatnonzero(stream.classes[:position] == c)
         assert age == (position - before[-1] if len(before) else 0)
+        assert stream.showings[position] == len(before)
     again = make_stream(30, 20, 2000, seed=1)
     assert all(np.array_equal(a, b) for a, b in zip(stream, again, strict=True))
     assert not np.array_equal(stream.classes, make_stream(30, 20, 2000, seed=2).classes)
@@ -73,10 +74,27 @@ def test_never_cleared_and_answered_before_it_is_told(monkeypatch):
 def test_table_is_what_a_count_says():
     ages = np.array([0, 1, 1, 3, 30, 31, 2500])
     record = lifelong.Record(np.array([0, 1, 0, 1, 1, 1, 0], bool), np.ones(7, bool), np.full(7, 0.1))
-    rows = by_age(ages, record)
+    zeros = np.zeros(7, int)
+    rows = by_age(lifelong.Stream(zeros, zeros, ages, np.array([0, 1, 2, 3, 4, 5, 6])), record)
     found = {(row[0], row[1]): row[2:4] for row in rows}
     assert found == {(1, 2): (2, 0.5), (2, 5): (1, 1.0), (22, 46): (2, 1.0), (2154, 4642): (1, 0.0)}
     assert rows[0][4] == pytest.approx(1.96 * 0.5 / 2**0.5)
+
+
+def test_same_history_takes_the_age_out():
+    """Right by the number of showings and the quarter alone: the curve over ages is explained by them entirely."""
+    stream = make_stream(200, 20, 4000, seed=3)
+    quarter = np.arange(len(stream.ages)) * 4 // len(stream.ages)
+    right = (np.minimum(stream.showings, 7) + quarter) % 3 > 0
+    again = stream.ages > 0
+    assert np.array_equal(lifelong.same_history(stream, right)[again], right[again].astype(float))
+    forgetful = right & (stream.ages < 100)
+    record = lifelong.Record(forgetful, forgetful, np.ones(len(right)))
+    rows = by_age(stream, record)
+    assert all(row[3] > row[8] for row in rows if row[1] <= 100), "younger is better than its history"
+    assert all(row[3] == 0 < row[8] for row in rows if row[0] >= 100), "old is forgotten, which history cannot explain"
+    here = (stream.ages >= 10) & (stream.ages < 22)
+    assert next(row for row in rows if row[0] == 10)[7] == pytest.approx(stream.showings[here].mean())
 
 
 def test_metrics_by_decade_agree_with_the_table(tmp_path):

@@ -21,6 +21,7 @@ class Stream(NamedTuple):
     classes: NDArray[np.int64]  # (N,)
     drawers: NDArray[np.int64]  # (N,)
     ages: NDArray[np.int64]  # (N,) images since the class was last shown; 0 where it is new
+    showings: NDArray[np.int64]  # (N,) how often the class was shown before
 
 
 class Record(NamedTuple):
@@ -37,6 +38,9 @@ class Lifelong:
     Every image is answered first and then written with its class, which is its own value for the whole run. Classes
     return after gaps of all sizes: log-uniform up to `horizon` images, so that every decade of ages is well measured.
     The memory starts empty, beside the trained one, which is left alone. slots: another memory size, to see it forget.
+    Old examples are of classes with few showings, late in the stream among many others, so accuracy would fall with age
+    even if nothing were forgotten: `same_history` is the accuracy at any age of images with as many showings in the
+    same quarter of the stream. Only what falls below it is due to age.
     Writes lifelong/accuracy_by_age.csv and .png under `run_dir`.
     """
 
@@ -52,9 +56,10 @@ class Lifelong:
         memory = resized(module.blank_memory(len(keys_cdx)), self.slots)
         stream = make_stream(*images_cdss.shape[:2], self.horizon, self.seed)
         record = run_stream(memory, keys_cdx, stream)
-        rows = by_age(stream.ages, record)
+        rows = by_age(stream, record)
         out_dir = Path(run_dir) / "lifelong"
-        header = ("age_from", "age_below", "images", "accuracy", "ci95", "still_stored", "chance")
+        header = ("age_from", "age_below", "images", "accuracy", "ci95", "still_stored", "chance", "showings",
+                  "same_history")  # fmt: skip
         write_csv(out_dir / "accuracy_by_age.csv", header, rows)
         plot(out_dir / "accuracy_by_age.png", rows, memory.config.slots)
         again = stream.ages > 0
@@ -94,11 +99,12 @@ def make_stream(num_classes: int, num_drawers: int, horizon: int, seed: int) -> 
     classes, turns = np.nonzero(times_cd < horizon)
     order = times_cd[classes, turns].argsort(kind="stable")
     classes, turns = classes[order], turns[order]
-    ages, last = np.zeros(len(classes), np.int64), {}
+    ages, showings, last = np.zeros(len(classes), np.int64), np.zeros(len(classes), np.int64), {}
     for position, c in enumerate(classes.tolist()):
-        ages[position] = position - last.get(c, position)
+        if c in last:
+            ages[position], showings[position] = position - last[c], showings[last[c]] + 1
         last[c] = position
-    return Stream(classes, drawers_cd[classes, turns], ages)
+    return Stream(classes, drawers_cd[classes, turns], ages, showings)
 
 
 def run_stream(memory, keys_cdx: torch.Tensor, stream: Stream) -> Record:
@@ -115,8 +121,17 @@ def run_stream(memory, keys_cdx: torch.Tensor, stream: Stream) -> Record:
     return Record(np.array(right), np.array(stored), np.array(chance))
 
 
-def by_age(ages: NDArray, record: Record) -> list[tuple]:
+def same_history(stream: Stream, right: NDArray) -> NDArray[np.float64]:
+    """(N,) mean accuracy of the images with as many showings (7 or more as one) in the same quarter of the stream."""
+    again = stream.showings > 0
+    cells = np.minimum(stream.showings, 7) * 4 + np.arange(len(right)) * 4 // len(right)
+    counts, sums = np.bincount(cells[again], minlength=32), np.bincount(cells[again], right[again], minlength=32)
+    return sums[cells] / np.maximum(counts[cells], 1)
+
+
+def by_age(stream: Stream, record: Record) -> list[tuple]:
     """Rows of the table: three bins a decade, those with images in them; new classes (age 0) are left out."""
+    ages, expected = stream.ages, same_history(stream, record.right)
     edges = sorted({round(10 ** (third / 3)) for third in range(3 * math.ceil(math.log10(ages.max() + 1)) + 1)})
     rows = []
     for low, high in pairwise(edges):
@@ -124,22 +139,27 @@ def by_age(ages: NDArray, record: Record) -> list[tuple]:
         if here.any():
             mean = float(record.right[here].mean())
             interval = 1.96 * math.sqrt(mean * (1 - mean) / here.sum())
-            shares = float(record.stored[here].mean()), float(record.chance[here].mean())
-            rows.append((low, high, int(here.sum()), mean, interval, *shares))
+            of_bin = (record.stored, record.chance, stream.showings, expected)
+            rows.append(
+                (low, high, int(here.sum()), mean, interval, *(float(values[here].mean()) for values in of_bin))
+            )
     return rows
 
 
 def plot(path: Path, rows: list[tuple], slots: int) -> Path:
-    """Accuracy with its interval, the share that is still stored, and chance, against age."""
+    """Accuracy with its interval, that of the same history, the share that is still stored, and chance, against age."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    low, high, _, mean, interval, stored, chance = (np.array(column, float) for column in zip(*rows, strict=True))
+    low, high, _, mean, interval, stored, chance, _, expected = (
+        np.array(column, float) for column in zip(*rows, strict=True)
+    )
     middle = np.sqrt(low * np.maximum(high - 1, low))
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     axis.errorbar(middle, mean, interval, marker="o", capsize=3, label="answered right")
+    axis.plot(middle, expected, "-.", color="tab:orange", label="same history, any age")
     axis.plot(middle, stored, "--", color="grey", label="class still stored")
     axis.plot(middle, chance, ":", color="grey", label="chance")
     axis.set(xscale="log", ylim=(0, 1.02), xlabel="images since the class was last shown", ylabel="share of images",
