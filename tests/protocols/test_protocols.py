@@ -2,6 +2,7 @@
 
 import csv
 from itertools import pairwise, product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,10 @@ import soundfile
 import torch
 from tones import CHANNELS, HOP, TINY, ToneData, fitted
 
+from quintet.data.audio.datamodule import AudioDataModule
+from quintet.data.audio.features.linguistic import HTSLabels
 from quintet.data.audio.features.mel import MelSpectrogram
+from quintet.data.samples.vctk import SampleVCTK
 from quintet.errors import UserError
 from quintet.models.wavenet.metrics import NATS_PER_BIT
 from quintet.models.wavenet.module import WaveNetModule
@@ -104,6 +108,23 @@ def test_generate_conditions_on_another_recording(tmp_path):
     module = WaveNetModule(TINY | {"local_channels_hidden": 4}, {}, data.facts)
     result = Generate(seconds=9, condition_on=str(path), backend="eager")(module, data, tmp_path)
     assert result["generate/seconds_of_audio"] == pytest.approx(640 / 16000)  # the features end there
+
+
+def test_condition_on_finds_the_labels_of_a_file_of_the_set_and_of_any_other(tmp_path):
+    source = SampleVCTK(str(tmp_path / "vctk"), num_speakers=1, num_utterances=3, seconds=0.3, sample_rate=16000)
+    data = AudioDataModule(source, 16000, 800, 1, str(tmp_path), features=HTSLabels(), context=10)
+    data.setup()
+    module = SimpleNamespace(facts=data.facts)
+    wanted = data.utterance("test", 0)
+    recording = next(r for r in source.recordings(tmp_path) if r.id == wanted["id"])
+    assert recording.path.stem != recording.id  # p225_003_mic1.flac against p225_003.lab
+    assert np.array_equal(features_of(str(recording.path), module, data, False), wanted["local"])
+    data.features.root = str(next(tmp_path.rglob("lab")))
+    other = tmp_path / f"{recording.id}.wav"  # outside the set, named as its label file
+    soundfile.write(other, wanted["pcm"], 16000)
+    assert np.array_equal(features_of(str(other), module, data, False), wanted["local"])
+    with pytest.raises(UserError, match=r"no label file in .*, the first is unknown"):
+        features_of(str(other.rename(tmp_path / "unknown.wav")), module, data, False)
 
 
 def test_distances_know_level_and_identity():

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from quintet.data.audio import mulaw
+from quintet.data.audio.recording import Recording
 from quintet.data.batches import AudioBatch
 from quintet.models.wavenet.module import WaveNetModule
 
@@ -20,6 +21,8 @@ CONTEXT, CHUNK, HOP, CHANNELS = 160, 320, 80, 3
 
 class ToneData:
     """Six utterances of 0.04 s a split: speaker s says a tone of its own pitch; phones alternate by frame."""
+
+    recording_of = staticmethod(lambda path: Recording(path.stem, path))
 
     def __init__(self, speakers: int = 2, local: bool = False, phones: bool = False) -> None:
         self.local, self.phones = local, phones

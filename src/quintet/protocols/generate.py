@@ -140,13 +140,14 @@ def read_wav(path: str, sample_rate: int, resample: bool, key: str) -> np.ndarra
 
 
 def features_of(path: str, module, datamodule, resample: bool) -> np.ndarray:
-    """Local features (F, frames) of a recording, by the data's own extractor; labels are found by its name."""
-    from quintet.data.audio.recording import Recording
+    """Local features (F, frames) of a recording, by the data's own extractor.
 
+    Labels are found by the utterance id of a file of the data set, by the file's own name for any other.
+    """
     rate, extractor = module.facts["sample_rate"], datamodule.features
     wave_t = read_wav(path, rate, resample, "protocol.condition_on")
     pcm_t = np.clip(np.round(wave_t * 32768), -32768, 32767).astype(np.int16)
-    recording = Recording(Path(path).stem, Path(path))
+    recording = datamodule.recording_of(Path(path))
     label = extractor.label_files([recording], datamodule.cache_dir).get(recording.id)
     features_tf = extractor.extract(recording, pcm_t, rate, label)
     if features_tf is None:

@@ -170,6 +170,11 @@ class AudioDataModule(ResumableDataModule):
     val_set = property(lambda self: self.chunks("val"))
     test_set = property(lambda self: self.chunks("test"))
 
+    def recording_of(self, path: Path) -> Recording:
+        """The recording of the data set at `path`, or a new one named after any other file."""
+        path = path.resolve()
+        return next((r for r in self._recordings if r.path.resolve() == path), Recording(path.stem, path))
+
     def num_utterances(self, split: str) -> int:
         return len(self._splits[split])
 
