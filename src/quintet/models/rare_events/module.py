@@ -3,6 +3,8 @@
 Legend: B episodes, T images of each, S pixels, d embedding width.
 """
 
+from contextlib import nullcontext
+
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
@@ -80,18 +82,24 @@ class RareEventsModule(LightningModule):
         return self.memory(self.embed(images_bchw))[0].value
 
     def training_step(self, batch: EpisodeBatch, batch_idx: int) -> Tensor:
-        if self.memory is None:
-            return self._step(self._classification_losses(batch).mean())
-        if not self.lifelong:
+        if self.memory is not None and not self.lifelong:
             self.memory.clear()
         values_bt = batch.classes if self.lifelong else own_values(batch.labels)
         if self.updates == "episode":
-            return self._step(self._stream(batch.images, values_bt).mean())
+            return self._step(self._losses(batch.images, values_bt, batch.classes).mean())
         means = []
         for t in range(values_bt.shape[1]):
-            losses_b = self.memory(self.embed(batch.images[:, t]), values_bt[:, t])[1]
-            means.append(self._step(losses_b.mean()))
+            now = slice(t, t + 1)
+            losses_b1 = self._losses(batch.images[:, now], values_bt[:, now], batch.classes[:, now])
+            means.append(self._step(losses_b1.mean()))
         return torch.stack(means).mean()
+
+    def _losses(self, images_btchw: Tensor, values_bt: Tensor, classes_bt: Tensor) -> Tensor:
+        """What training minimises, (B, T): the memory's margin losses, or cross-entropy of the training classes."""
+        if self.memory is not None:
+            return self._stream(images_btchw, values_bt)
+        logits = self.classifier(self.embed(images_btchw.flatten(0, 1)))
+        return nnf.cross_entropy(logits, classes_bt.flatten(), reduction="none").reshape(classes_bt.shape)
 
     def _step(self, loss: Tensor) -> Tensor:
         """One optimiser step; Lightning's own would be one a batch."""
@@ -114,18 +122,12 @@ class RareEventsModule(LightningModule):
         x_btd = self.embed(images_btchw.flatten(0, 1)).unflatten(0, (rows, length))
         return torch.stack([self.memory(x_btd[:, t], values_bt[:, t])[1] for t in range(length)], 1)
 
-    def _classification_losses(self, batch: EpisodeBatch) -> Tensor:
-        """Cross-entropy (B, T) over the training classes, of the baseline without memory."""
-        logits = self.classifier(self.embed(batch.images.flatten(0, 1)))
-        return nnf.cross_entropy(logits, batch.classes.flatten(), reduction="none").reshape(batch.classes.shape)
-
     def example_losses(self, batch: EpisodeBatch) -> Tensor:
         """Mean loss (B,) of each episode, streamed into an empty memory; the memory is as before afterwards."""
-        if self.memory is None:
-            return self._classification_losses(batch).mean(1)
-        with self.memory.preserved():
-            self.memory.clear()
-            return self._stream(batch.images, own_values(batch.labels)).mean(1)
+        with nullcontext() if self.memory is None else self.memory.preserved():
+            if self.memory is not None:
+                self.memory.clear()
+            return self._losses(batch.images, own_values(batch.labels), batch.classes).mean(1)
 
     def validation_step(self, batch: EpisodeBatch, batch_idx: int) -> None:
         self._evaluate(batch, "val")
