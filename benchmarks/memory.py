@@ -8,13 +8,14 @@ clustered (20 keys a class), random with queries near some key, and random with 
 """
 
 import argparse
+import copy
 import itertools
 import math
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from _common import RESULTS, print_table, row
@@ -27,6 +28,7 @@ from quintet.results import write_result
 
 NUM_VALUES = 1000
 NOISE = 0.5  # length of what is added to a unit centre or key
+PROBES = {"lsh": (8, 32, 128), "faiss": (16, 32, 64)}
 LONG = 4096  # examples x thousand slots from which on a looped step is timed on part of the batch
 
 
@@ -215,28 +217,30 @@ def queries_alone(setting: Setting, keys: Tensor, ask: Callable[[int], Tensor]) 
 
 
 def approximate(setting: Setting, kind: str, keys: Tensor, ask: Callable[[int], Tensor]) -> Iterator[dict]:
-    """Time, recall and extra memory of each approximate search beside the exact one, on one kind of keys."""
-    names = ("lsh", "faiss")
-    searches = {name: make_search(setting.config(len(keys), name)) for name in ("exact", *names)}
-    k, some, built = setting.neighbours, ask(setting.queries), {}
-    for name in names:
+    """Time, recall and extra memory of the approximate searches beside the exact one, on one kind of keys."""
+    k, batch, some = setting.neighbours, setting.batches[0], ask(setting.queries)
+    exact = make_search(setting.config(len(keys)))
+    searches, found = {"exact": exact}, {}
+    for name, tried in PROBES.items():
+        search = make_search(setting.config(len(keys), name))
         began = time.perf_counter()
-        searches[name].nearest(some[:1], keys, 1)  # makes the index
-        built[name] = time.perf_counter() - began
-    recalls = {name: recall(searches[name], some, keys, k) for name in names}
-    for batch in setting.batches:
-        queries = itertools.cycle(ask(32 * batch).split(batch))
-        candidates = {
-            name: (lambda s=search, it=queries: s.nearest(next(it), keys, k), 1.0) for name, search in searches.items()
-        }
-        taken = measure(candidates, setting.repeats)
-        where = f"query, {len(keys):,} {kind} slots, batch {batch}"
-        yield row(f"{where}: exact", round(taken["exact"], 3), "ms")
-        for name in names:
-            note = f"{taken['exact'] / taken[name]:.1f} times faster; recall@1 {recalls[name][0]:.3f}, @{k} "
-            note += f"{recalls[name][1]:.3f}; {searches[name].index_bytes / 2**20:,.0f} MiB beside the keys' "
-            note += f"{keys.numel() * 4 / 2**20:,.0f}, made in {built[name]:.1f} s"
-            yield row(f"{where}: {name}", round(taken[name], 3), "ms", note)
+        search.nearest(some[:1], keys, 1)  # makes the index
+        built = time.perf_counter() - began
+        for probes in tried:
+            one = copy.copy(search)
+            one._index, one.config = search._index, replace(search.config, **{f"{name}_probes": probes})
+            first, all_k = recall(one, some, keys, k)
+            note = f"recall@1 {first:.3f}, @{k} {all_k:.3f}; {one.index_bytes / 2**20:,.0f} MiB beside the keys' "
+            searches[f"{name}, {probes} probes"] = one
+            found[f"{name}, {probes} probes"] = f"{note}{keys.numel() * 4 / 2**20:,.0f}, made in {built:.1f} s"
+    queries = itertools.cycle(ask(32 * batch).split(batch))
+    candidates = {name: (lambda s=search: s.nearest(next(queries), keys, k), 1.0) for name, search in searches.items()}
+    taken = measure(candidates, setting.repeats)
+    where = f"query, {len(keys):,} {kind} slots, batch {batch}"
+    yield row(f"{where}: exact", round(taken["exact"], 3), "ms")
+    for name, note in found.items():
+        faster = f"{taken['exact'] / taken[name]:.1f} times faster; "
+        yield row(f"{where}: {name}", round(taken[name], 3), "ms", faster + note)
 
 
 def measure(candidates: dict[str, tuple[Callable[[], object], float]], repeats: int) -> dict[str, float]:

@@ -31,7 +31,7 @@ def test_the_looped_peers_write_what_the_memory_writes():
 
 def test_every_row_is_made():
     rows = {entry["metric"]: entry for entry in bench.run_all(SETTING)}
-    assert len(rows) == 3 + 2 + 3 * 3
+    assert len(rows) == 3 + 2 + 3 * 7
     assert all(entry["value"] > 0 for entry in rows.values())
-    note = rows["query, 400 random, near queries slots, batch 3: lsh"]["note"]
+    note = rows["query, 400 random, near queries slots, batch 3: lsh, 32 probes"]["note"]
     assert "times faster; recall@1 " in note and "MiB beside the keys' 0" in note

@@ -141,6 +141,32 @@ def test_a_resumed_approximate_memory_finds_the_same(name):
     assert memory.recall(query_bd)[1] < 1  # not by searching everything
 
 
+@pytest.mark.parametrize("name", BACKENDS)
+def test_preserved_restores_what_a_search_has_learned(name):
+    memory = Memory(config(search=name, exact_below=100, slots=600, **BACKENDS[name]), 5)
+    for _ in range(3):
+        memory(unit(100, 32), torch.arange(100) % 5)
+    memory.read(unit(1, 32))
+    before = {key: tensor.clone() for key, tensor in memory.state_dict().items()}
+    with memory.preserved():
+        for _ in range(12):
+            memory(unit(100, 32), torch.arange(100) % 5)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in memory.state_dict().items())
+
+
+def test_hashing_tries_the_buckets_across_the_nearest_planes():
+    """The planes far from the query would lead to buckets with nothing near in them."""
+    torch.manual_seed(3)
+    centres = unit(300, 32)
+    keys_nd, query_bd = clustered(centres, 3000), clustered(centres, 200)
+
+    def found(probes: int) -> float:
+        settings_ = {"search": "lsh", "exact_below": 0, "lsh_tables": 1, "lsh_bits": 10, "lsh_probes": probes}
+        return recall(make_search(config(**settings_)), query_bd, keys_nd, 10)[0]
+
+    assert found(8) > found(1) + 0.1
+
+
 def test_small_memories_are_searched_exactly(monkeypatch):
     memory = Memory(config(search="lsh", exact_below=50), 5)
     monkeypatch.setattr(search_module.IndexedSearch, "_follow", lambda *_: pytest.fail("indexed"))

@@ -30,7 +30,6 @@ class LshSearch(IndexedSearch):
         random = torch.Generator().manual_seed(config.seed)
         planes = torch.randn(config.lsh_tables * config.hash_bits, config.width, generator=random)
         self.register_buffer("planes", planes, persistent=False)
-        self.flips = (config.lsh_probes - 1).bit_length()  # that many least certain bits are tried both ways
 
     def build(self, keys_nd: Tensor) -> "Buckets":
         if keys_nd.device.type != "cpu":
@@ -43,8 +42,8 @@ class LshSearch(IndexedSearch):
 
     def approximate(self, index: "Buckets", query_bd: Tensor, keys_nd: Tensor, k: int) -> tuple[Tensor, Tensor]:
         code_bt, distance_bth = self._hash(query_bd)
-        near_btf = distance_bth.topk(max(1, self.flips), dim=2, largest=False).indices
-        mask_btf = (1 << near_btf.numpy()) if self.flips else np.zeros((*code_bt.shape, 0), np.int64)
+        flips = (self.config.lsh_probes - 1).bit_length()  # that many least certain bits are tried both ways
+        mask_btf = 1 << distance_bth.argsort(dim=2)[:, :, :flips].contiguous().numpy()
         similarity_bk = np.full((len(query_bd), k), -np.inf, np.float32)
         slot_bk = np.full((len(query_bd), k), -1, np.int64)
         query, keys, code = (part.contiguous().numpy() for part in (query_bd, keys_nd, code_bt))

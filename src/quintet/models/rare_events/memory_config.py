@@ -33,7 +33,7 @@ class MemoryConfig:
     lsh_bits: int | None = None
     lsh_probes: int = 32
     faiss_lists: int | None = None
-    faiss_probes: int = 16
+    faiss_probes: int = 32
 
     def __post_init__(self) -> None:
         if self.search not in SEARCHES:

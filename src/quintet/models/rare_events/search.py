@@ -152,8 +152,6 @@ class IndexedSearch(ExactSearch):
             # What was written in the block is taken in again with its old keys. An index that was made in the block,
             # after `clear` for example, is dropped with it.
             self._index, self._changed = index, [*changed, *log]
-            for outer in self._logs:
-                outer.extend(log)
             with torch.no_grad():
                 for name, buffer in self.named_buffers():
                     buffer.copy_(buffers[name])
