@@ -7,12 +7,24 @@ REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
 import _common  # noqa: E402
+import episodes  # noqa: E402
 import gpu  # noqa: E402
 import markov_baselines  # noqa: E402
+import pixel_baseline  # noqa: E402
 import startup  # noqa: E402
 import training  # noqa: E402
 
-__all__ = ["REPOSITORY", "TINY", "_common", "gpu", "markov_baselines", "startup", "training"]
+__all__ = [
+    "REPOSITORY",
+    "TINY",
+    "_common",
+    "episodes",
+    "gpu",
+    "markov_baselines",
+    "pixel_baseline",
+    "startup",
+    "training",
+]
 
 TINY = [
     "experiment=wavenet_sample",
