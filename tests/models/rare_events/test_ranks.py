@@ -20,7 +20,8 @@ def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def test_two_ranks_hold_the_same_memory_as_one_process(tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parent)}
+    path = os.pathsep.join(filter(None, [str(SCRIPT.parent), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     started = [
         subprocess.Popen([sys.executable, SCRIPT, str(rank), str(tmp_path)], env=environment, stderr=subprocess.PIPE)
         for rank in range(2)

@@ -141,6 +141,18 @@ def test_a_resumed_approximate_memory_finds_the_same(name):
     assert memory.recall(query_bd)[1] < 1  # not by searching everything
 
 
+def test_a_memory_is_searched_with_other_lists_than_it_was_trained_with():
+    memory, other = (
+        Memory(config(search="faiss", exact_below=100, slots=400, faiss_lists=lists), 5) for lists in (4, 8)
+    )
+    for _ in range(4):
+        memory(unit(100, 32), torch.arange(100) % 5)
+    memory.read(unit(1, 32))
+    other.load_state_dict(memory.state_dict())
+    other.read(unit(1, 32))
+    assert other.search.learned.tolist() == [8, other.filled, 0]
+
+
 @pytest.mark.parametrize("name", BACKENDS)
 def test_preserved_restores_what_a_search_has_learned(name):
     memory = Memory(config(search=name, exact_below=100, slots=600, **BACKENDS[name]), 5)
