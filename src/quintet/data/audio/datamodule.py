@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader
 from quintet.data.audio.chunks import ChunkDataset, Utterances, collate
 from quintet.data.audio.recording import Recording, Source
 from quintet.data.audio.split import SPLITS, split_names, subset
-from quintet.data.audio.store import FORMAT, ListColumn, build_once, digest, warn_bad_files, write_store
+from quintet.data.audio.store import FORMAT, warn_bad_files, write_store
 from quintet.data.batches import AudioBatch
 from quintet.data.resumable import EpochSampler, ResumableDataModule
+from quintet.data.store import ListColumn, build_once, digest
 from quintet.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from quintet.data.audio.store import build_once, digest
 from quintet.data.episodes.omniglot import PARTS, Omniglot, read_ink
+from quintet.data.store import build_once, digest
 
 log = logging.getLogger(__name__)
 FORMAT = 1  # raise when the files below change

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from quintet.data.audio.store import ListColumn, build_once, digest, write_rows
 from quintet.data.batches import SequencePairBatch
 from quintet.data.pairs.order import LengthSampler
 from quintet.data.pairs.source import SPLITS, PairSource
 from quintet.data.pairs.vocabulary import BOS, EOS, PAD, SIDES, Codec
 from quintet.data.resumable import EpochSampler, ResumableDataModule, ResumableLoader
+from quintet.data.store import ListColumn, build_once, digest, write_rows
 from quintet.errors import UserError
 
 log = logging.getLogger(__name__)

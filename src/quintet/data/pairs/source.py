@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from quintet.data.archives import find_root
-from quintet.data.audio.store import build_once, digest, write_rows
+from quintet.data.store import build_once, digest, write_rows
 from quintet.errors import UserError
 
 SPLITS = ("train", "val", "test")

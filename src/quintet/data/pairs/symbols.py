@@ -14,8 +14,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from quintet.data.audio.store import build_once, digest
 from quintet.data.pairs.source import SPLITS, PairSource
+from quintet.data.store import build_once, digest
 from quintet.errors import UserError
 
 VERSION = 1  # raise when other sequences are drawn

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from quintet.data.audio.store import build_once, digest
 from quintet.data.pairs.source import PairSource, content_key, read_lines
+from quintet.data.store import build_once, digest
 from quintet.errors import UserError
 
 CORPORA = ("europarl-v7", "commoncrawl", "news-commentary-v9")

@@ -7,7 +7,7 @@ import numpy as np
 
 from quintet.data.audio.clips import Clips
 from quintet.data.audio.recording import Recording
-from quintet.data.audio.store import build_once, digest
+from quintet.data.store import build_once, digest
 
 NOTES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 VELOCITIES = {"FF": 0.8, "Mf": 0.4, "PP": 0.1}

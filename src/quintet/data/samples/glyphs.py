@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from quintet.data.audio.store import build_once, digest
 from quintet.data.episodes.omniglot import PARTS, SIDE, Omniglot
+from quintet.data.store import build_once, digest
 from quintet.errors import UserError
 
 VERSION = 1  # raise when other files are written

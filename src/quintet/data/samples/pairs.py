@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from quintet.data.audio.store import build_once, digest
 from quintet.data.pairs.multi30k import Multi30k
+from quintet.data.store import build_once, digest
 
 VERSION = 1  # raise when other sentences are written
 

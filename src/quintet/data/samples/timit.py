@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quintet.data.audio.recording import Recording
-from quintet.data.audio.store import build_once, digest
 from quintet.data.audio.timit import TIMIT
 from quintet.data.samples.voice import utterance
+from quintet.data.store import build_once, digest
 
 # real speaker codes, so that the development and core test speakers are recognised
 SPEAKERS = {"TRAIN": ("FCJF0", "MDAC0", "FDAW0"), "TEST": ("FAKS0", "FELC0")}

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from quintet.data.audio.features.alignment import with_context
 from quintet.data.audio.recording import Recording
-from quintet.data.audio.store import build_once, digest
 from quintet.data.audio.vctk import VCTK
 from quintet.data.samples.voice import Segment, utterance
+from quintet.data.store import build_once, digest
 
 VERSION = 2  # raise when other files are written
 

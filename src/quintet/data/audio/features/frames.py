@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quintet.data.audio.recording import Recording
-from quintet.data.audio.store import ListColumn, build_once, digest, write_rows
+from quintet.data.store import ListColumn, build_once, digest, write_rows
 from quintet.errors import UserError
 
 log = logging.getLogger(__name__)
