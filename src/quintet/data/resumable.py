@@ -29,8 +29,8 @@ class EpochSampler(Sampler[list[int]]):
             raise UserError("the split is empty: give more data, or a larger data.val_fraction / data.test_fraction")
         if shuffle and batch_size * world_size > num_items:
             raise UserError(
-                f"data.batch_size={batch_size} on {world_size} device(s) is larger than the {num_items} training examples:"
-                " lower data.batch_size, or give more data"
+                f"data.batch_size={batch_size} on {world_size} device(s) is larger than the {num_items} training"
+                " examples: lower data.batch_size, or give more data"
             )
         self.num_items, self.batch_size, self.seed = num_items, batch_size, seed
         self.shuffle, self.drop_last = shuffle, drop_last
