@@ -37,3 +37,6 @@ def test_two_ranks_hold_the_same_memory_as_one_process(tmp_path):
         assert torch.equal(ranks[0][name], ranks[1][name]), name
         torch.testing.assert_close(ranks[0][name], tensor, rtol=0, atol=1e-6)
     assert (tmp_path / "refused0").exists() and (tmp_path / "refused1").exists()  # one rank's NaN stops both
+    tokens = [torch.load(tmp_path / f"tokens{rank}.pt", weights_only=True) for rank in range(2)]
+    assert all(torch.equal(tokens[0][name], tokens[1][name]) for name in tokens[0])
+    assert sorted(tokens[0]["values"].tolist()) == list(range(8))

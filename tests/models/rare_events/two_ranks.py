@@ -8,7 +8,19 @@ from test_ranks import CONFIG, batches
 from torch import distributed
 
 from quintet.errors import UserError
-from quintet.models.rare_events.memory import Memory
+from quintet.models.rare_events.memory import Memory, MemoryConfig
+from quintet.models.rare_events.token_memory import RecallConfig, TokenMemory
+
+
+def uneven(rank: int) -> Memory:
+    """Rank 0 has seven tokens, more than half of the eight slots, rank 1 one: both must take as many steps."""
+    torch.manual_seed(0)
+    tokens = TokenMemory(MemoryConfig(slots=8, width=5, neighbours=2), RecallConfig(), 5, 3, counts=[1] * 9)
+    features = torch.randn(8, 5)[slice(0, 7) if rank == 0 else slice(7, 8)]
+    with torch.no_grad():
+        query, answer = tokens.read(features)
+        tokens.write(query, torch.arange(8)[slice(0, 7) if rank == 0 else slice(7, 8)], answer)
+    return tokens.memory
 
 
 def main(rank: int, folder: Path) -> None:
@@ -23,6 +35,7 @@ def main(rank: int, folder: Path) -> None:
     except UserError:
         (folder / f"refused{rank}").touch()
     torch.save(memory.state_dict(), folder / f"rank{rank}.pt")
+    torch.save(uneven(rank).state_dict(), folder / f"tokens{rank}.pt")
     distributed.destroy_process_group()
 
 

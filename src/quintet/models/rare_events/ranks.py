@@ -4,9 +4,22 @@ import torch
 from torch import Tensor, distributed
 
 
+def _alone() -> bool:
+    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1
+
+
+def largest_of_ranks(count: int, device: torch.device) -> tuple[int, int]:
+    """Number of ranks, and the largest `count` among them."""
+    if _alone():
+        return 1, count
+    largest = torch.tensor(count, device=device)
+    distributed.all_reduce(largest, distributed.ReduceOp.MAX)
+    return distributed.get_world_size(), int(largest)
+
+
 def gather_ranks(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Each tensor (B, ...) with the other ranks' rows below and above its own; ranks may differ in B. No gradient."""
-    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+    if _alone():
         return tensors
     world = distributed.get_world_size()
     sizes = torch.zeros(world, dtype=torch.int64, device=tensors[0].device)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from quintet.errors import UserError
 from quintet.models.rare_events.memory import Memory, MemoryAnswer, MemoryConfig
+from quintet.models.rare_events.ranks import largest_of_ranks
 
 
 @dataclass(frozen=True)
@@ -102,21 +103,18 @@ class TokenMemory(nn.Module):
     def write(self, query_nd: Tensor, token_n: Tensor, answer: MemoryAnswer) -> None:
         """Remember the wanted tokens; call it after `read` of the same queries, so that prediction precedes it.
 
-        More examples than half the slots go in several steps of the memory, each seeing the ones before.
+        More examples of all ranks than half the slots go in several steps of the memory, each seeing the ones before.
         """
         rows = self.wanted[token_n].nonzero()[:, 0]
-        most = max(1, self.memory.config.slots // 2)
-        if len(rows) <= most:
-            if len(rows) or _distributed():  # every rank must come along, also the one with nothing to say
-                self.memory.write(query_nd[rows], token_n[rows], _rows(answer, rows))
+        # every rank takes as many steps as the one with most to say, also when it has nothing to say itself
+        world, most_rows = largest_of_ranks(len(rows), token_n.device)
+        steps = -(-most_rows * world // max(1, self.memory.config.slots // 2))
+        if steps == 1:
+            self.memory.write(query_nd[rows], token_n[rows], _rows(answer, rows))
             return
-        for part in rows.split(most):
+        for part in rows.tensor_split(steps) if steps else ():
             self.memory.write(query_nd[part], token_n[part])
 
 
 def _rows(answer: MemoryAnswer, rows: Tensor) -> MemoryAnswer:
     return MemoryAnswer(*(part[rows] for part in answer))
-
-
-def _distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
