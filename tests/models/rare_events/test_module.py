@@ -74,7 +74,9 @@ def trained(module, *callbacks, max_epochs=1, ckpt=None, **more):
 
 
 def test_parallel_episodes_never_share_a_value():
-    assert own_values(torch.tensor([[0, 1, 2], [2, 1, 0]])).tolist() == [[0, 1, 2], [5, 4, 3]]
+    labels = torch.tensor([[0, 1, 2], [2, 1, 0]])
+    assert own_values(labels).tolist() == [[0, 1, 2], [5, 4, 3]]
+    assert own_values(labels, rank=1).tolist() == [[6, 7, 8], [11, 10, 9]]
 
 
 @pytest.mark.parametrize(("updates", "steps"), [("image", 5 * 12), ("episode", 5)])

@@ -56,6 +56,7 @@ class Memory(nn.Module):
         self._filled: int | None = 0  # counted on the host, so that a read does not wait for a GPU
         self._oldest = OldestSlots(config.age_noise, config.seed)
         self.search = make_search(config)
+        self.shared = True  # a write is that of all ranks; False: of this one, for a memory that only it evaluates with
 
     @property
     def ages(self) -> Tensor:
@@ -125,7 +126,9 @@ class Memory(nn.Module):
         queries, unknown values or more examples than slots; the memory is then untouched.
         """
         nearest_b = self._nearest(query_bd, 1)[1][:, 0] if answer is None else answer.slots[:, 0]
-        query_bd, value_b, nearest_b = gather_ranks(query_bd.detach().float(), value_b, nearest_b)
+        query_bd = query_bd.detach().float()
+        if self.shared:
+            query_bd, value_b, nearest_b = gather_ranks(query_bd, value_b, nearest_b)
         if not len(query_bd):
             return
         self._check_values(value_b, len(query_bd))
@@ -175,14 +178,19 @@ class Memory(nn.Module):
 
     @contextmanager
     def preserved(self) -> Iterator["Memory"]:
-        """Whatever happens in the block, the memory is bit for bit the same after it; costs a copy of what it holds."""
-        filled = self.filled
+        """Whatever happens in the block, the memory is bit for bit the same after it; costs a copy of what it holds.
+
+        In the block each rank writes for itself: nothing is gathered.
+        """
+        filled, shared = self.filled, self.shared
         kept = {name: getattr(self, name)[:filled].clone() for name in ("keys", "values", "stamps")}
         hints, step = self.hints.clone(), self.step.clone()
         with self.search.preserved():
             try:
+                self.shared = False
                 yield self
             finally:
+                self.shared = shared
                 with torch.no_grad():
                     self._empty()
                     for name, tensor in kept.items():

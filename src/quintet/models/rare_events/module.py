@@ -84,7 +84,7 @@ class RareEventsModule(LightningModule):
     def training_step(self, batch: EpisodeBatch, batch_idx: int) -> Tensor:
         if self.memory is not None and not self.lifelong:
             self.memory.clear()
-        values_bt = batch.classes if self.lifelong else own_values(batch.labels)
+        values_bt = batch.classes if self.lifelong else own_values(batch.labels, self.global_rank)
         if self.updates == "episode":
             return self._step(self._losses(batch.images, values_bt, batch.classes).mean())
         means = []
@@ -161,6 +161,7 @@ class RareEventsModule(LightningModule):
     def blank_memory(self, num_values: int) -> Memory:
         """An empty memory in evaluation mode with this model's own projection and settings, beside the trained one."""
         memory = Memory(self.blank_config, num_values).to(self.device).eval()
+        memory.shared = False
         if self.memory is not None and self.memory.projection is not None:
             memory.projection = self.memory.projection
         return memory
@@ -197,7 +198,10 @@ class RareEventsModule(LightningModule):
         refuse_other_weights(self, checkpoint)
 
 
-def own_values(labels_bt: Tensor) -> Tensor:
-    """Episode b's labels moved up by b times their range: parallel episodes share a memory and never a value."""
-    rows = torch.arange(len(labels_bt), device=labels_bt.device)
+def own_values(labels_bt: Tensor, rank: int = 0) -> Tensor:
+    """Episode b's labels moved up by b times their range: parallel episodes share a memory and never a value.
+
+    Ranks share it too, each with episodes of its own; all must have batches of one size.
+    """
+    rows = torch.arange(len(labels_bt), device=labels_bt.device) + rank * len(labels_bt)
     return labels_bt + rows[:, None] * (labels_bt.max() + 1)

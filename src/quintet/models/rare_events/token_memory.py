@@ -94,6 +94,7 @@ class TokenMemory(nn.Module):
             tensor = state[name]
             state[name] = torch.cat([tensor, tensor.new_full((room, *tensor.shape[1:]), empty)])
         larger.load_state_dict(state)
+        larger.shared = False
         self.memory = larger.to(kept.keys.device).train(kept.training)
         try:
             yield
@@ -107,7 +108,7 @@ class TokenMemory(nn.Module):
         """
         rows = self.wanted[token_n].nonzero()[:, 0]
         # every rank takes as many steps as the one with most to say, also when it has nothing to say itself
-        world, most_rows = largest_of_ranks(len(rows), token_n.device)
+        world, most_rows = largest_of_ranks(len(rows), token_n.device) if self.memory.shared else (1, len(rows))
         steps = -(-most_rows * world // max(1, self.memory.config.slots // 2))
         if steps == 1:
             self.memory.write(query_nd[rows], token_n[rows], _rows(answer, rows))
