@@ -157,7 +157,7 @@ def render(results_dir=RESULTS_DIR, page=PAGE) -> str:
 
 
 def _section(name: str, record: dict) -> str:
-    lines = [f"\n### {record['title']}\n", "| metric | ours | paper | unit | note |", "|---|---|---|---|---|"]
+    lines = [f"\n### {record['title']} ({name})\n", "| metric | ours | paper | unit | note |", "|---|---|---|---|---|"]
     for row in record["rows"]:
         cells = (row["metric"], row["value"], row["paper"], row["unit"], row["note"])
         lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
@@ -166,10 +166,18 @@ def _section(name: str, record: dict) -> str:
     lines += [
         f"\n- {data}",
         f"- protocol: {record['protocol']}",
+        *_training_line(record["extra"].get("training", {})),
         f"- hardware: {_hardware_line(record['hardware'])}; time: {_duration(record['seconds'])}; {record['date']}",
         f"- `{record['command']}` at commit `{state}` ([JSON](results/{name}.json))",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _training_line(facts: dict) -> list[str]:
+    """How long the model behind a number was trained, where the file says so."""
+    said = [f"{facts['steps']:,} optimiser steps"] if facts.get("steps") is not None else []
+    said += [f"{key}={value}" for key, value in facts.items() if key.startswith("max_") and value not in (None, -1)]
+    return [f"- trained: {', '.join(said)}"] if said else []
 
 
 def _cell(value) -> str:
