@@ -48,8 +48,11 @@ class Throughput(Callback):
 class ConsoleLine(Callback):
     """One line a validation in the console log: epoch, step, the validation metrics."""
 
-    def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Print the overall numbers; per-class and per-speaker ones stand in metrics.csv."""
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Print the overall numbers; per-class and per-speaker ones stand in metrics.csv.
+
+        Not at the epoch's end: callbacks hear of that before the module has logged, and would print the values before.
+        """
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/") and v.numel() == 1}
