@@ -11,7 +11,7 @@ from memories import CLASSES, DRAWERS, SIDE, NoisyClasses, Plain, snapshot
 from scipy.stats import norm, sem
 
 from quintet.errors import UserError
-from quintet.protocols.few_shot import OneMemory, mean_and_interval, plan_episodes, unit_keys
+from quintet.protocols.few_shot import OneMemory, Stores, mean_and_interval, plan_episodes, unit_keys
 from quintet.protocols.few_shot_streaming import FewShotStreaming
 from quintet.protocols.few_shot_strict import FewShotStrict
 
@@ -120,6 +120,17 @@ def test_the_trained_memory_is_bit_for_bit_the_same(data, tmp_path):
     after = module.state_dict()
     assert before.keys() == after.keys() and int(before["memory.step"]) == 1
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_an_empty_place_is_never_the_nearest():
+    east, north = torch.eye(2)
+    stores = Stores(2, room=4, width=2, merge=True)
+    assert stores.answer(torch.stack([east, north])[:, None]).tolist() == [[-1], [-1]]
+    stores.write(torch.stack([east, east]), torch.tensor([3, 3]))
+    stores.write(torch.stack([north, east]), torch.tensor([5, 3]))  # the second is merged: one place stays empty
+    assert stores.filled.tolist() == [2, 1]
+    west = -torch.stack([east, east])[:, None]
+    assert stores.answer(west).tolist() == [[5], [3]], "the only stored key is nearer than an empty place's zeros"
 
 
 def test_interval_and_table(data, tmp_path):

@@ -72,7 +72,7 @@ def test_never_cleared_and_answered_before_it_is_told(monkeypatch):
 
 
 def test_table_is_what_a_count_says():
-    ages = np.array([0, 1, 1, 3, 30, 31, 2500])
+    ages = np.array([0, 1, 1, 2, 30, 31, 2500])
     record = lifelong.Record(np.array([0, 1, 0, 1, 1, 1, 0], bool), np.ones(7, bool), np.full(7, 0.1))
     zeros = np.zeros(7, int)
     rows = by_age(lifelong.Stream(zeros, zeros, ages, np.array([0, 1, 2, 3, 4, 5, 6])), record)
