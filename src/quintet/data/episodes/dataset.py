@@ -13,7 +13,6 @@ from quintet.data.batches import EpisodeBatch
 from quintet.data.episodes.sampling import Plan, plan_episode
 from quintet.data.episodes.store import map_images
 from quintet.data.resumable import EpochSampler
-from quintet.errors import UserError
 
 
 class EpisodeDataset(Dataset):
@@ -69,17 +68,3 @@ class EpisodeSampler(EpochSampler):
 def as_is(batch: EpisodeBatch) -> EpisodeBatch:
     """The collate function: the dataset returns whole batches."""
     return batch
-
-
-def check_episodes(batch: EpisodeBatch, num_labels: int) -> None:
-    """A batch whose shapes or labels cannot be episodes of `num_labels` classes is a UserError that says why."""
-    if batch.images.ndim != 5 or batch.images.shape[:2] != batch.labels.shape:
-        raise UserError(
-            f"batch.images {tuple(batch.images.shape)} and batch.labels {tuple(batch.labels.shape)} do not fit: "
-            "expected (B, T, 1, S, S) and (B, T)"
-        )
-    low, high = int(batch.labels.min()), int(batch.labels.max())
-    if low < 0 or high >= num_labels:
-        raise UserError(
-            f"batch.labels has {low if low < 0 else high}, outside 0..{num_labels - 1}: set data.width to the model's"
-        )
