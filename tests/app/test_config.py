@@ -107,7 +107,27 @@ def every(group):
     return sorted(p.stem for p in (config.CONF / group).glob("*.yaml"))
 
 
-@pytest.mark.parametrize("group", ["data", "trainer", "callbacks", "logger", "debug", "experiment", "launcher"])
+def test_every_data_config_fits_a_model_and_every_model_some_data():
+    eats, gives = (
+        {option: config._batch_type(config.CONF / group / f"{option}.yaml") for option in every(group)}
+        for group in ("model", "data")
+    )
+    assert set(eats.values()) == set(gives.values())
+    for data, given in gives.items():
+        for model in (model for model, eaten in eats.items() if eaten == given):
+            composed(f"model={model}", f"data={data}")
+
+
+def test_a_pair_of_two_papers_is_refused():
+    with pytest.raises(
+        UserError, match=r"eats AudioBatch.*gives EpisodeBatch: choose data=.*vctk_sample"
+    ):
+        composed("model=wavenet", "data=glyphs_sample")
+    with pytest.raises(UserError, match=r"eats EpisodeBatch.*choose data=glyphs_sample \| omniglot$"):
+        composed("model=rare_events", "data=vctk_sample")
+
+
+@pytest.mark.parametrize("group", ["trainer", "callbacks", "logger", "debug", "experiment", "launcher"])
 def test_every_option_composes_and_passes_the_check(group):
     assert every(group)
     for option in every(group):
