@@ -119,9 +119,7 @@ def test_every_data_config_fits_a_model_and_every_model_some_data():
 
 
 def test_a_pair_of_two_papers_is_refused():
-    with pytest.raises(
-        UserError, match=r"eats AudioBatch.*gives EpisodeBatch: choose data=.*vctk_sample"
-    ):
+    with pytest.raises(UserError, match=r"eats AudioBatch.*gives EpisodeBatch: choose data=.*vctk_sample"):
         composed("model=wavenet", "data=glyphs_sample")
     with pytest.raises(UserError, match=r"eats EpisodeBatch.*choose data=glyphs_sample \| omniglot$"):
         composed("model=rare_events", "data=vctk_sample")
