@@ -148,6 +148,10 @@ def test_timit_splits_and_phones(tmp_path, make):
         ({"batch_size": 5000}, r"data\.batch_size=5000 .* larger than the"),
         ({"batch_size": 0}, r"data\.batch_size=0"),
         ({"test_fraction": 0}, r"the test split is empty: raise data\.test_fraction"),
+        (
+            {"max_utterances": 3, "val_fraction": 0.6, "test_fraction": 0.3},
+            r"the training split of .* is empty: 3 utterances are too few",
+        ),
         ({"on_bad_file": "ignore"}, r"on_bad_file=ignore: choose error or skip"),
         ({"chunk_samples": 0}, r"data\.chunk_samples=0"),
         ({"quantization": 1}, r"data\.quantization=1"),
