@@ -10,12 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def causal_window(x_bct: Tensor, length: int) -> Tensor:
-    """The last `length` steps of x, with zeros on the LEFT where x is shorter."""
-    missing = length - x_bct.size(-1)
-    return F.pad(x_bct, (missing, 0)) if missing > 0 else x_bct[..., -missing:]
-
-
 class FrontConvolution(nn.Module):
     """Causal convolution over one-hot classes, as a table look-up per tap (section 2.1).
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from quintet.models.wavenet.generate.kernels import follow, lead, solo
 from quintet.models.wavenet.generate.plan import Plan
 from quintet.models.wavenet.generate.vector import LANES, TILES
-from quintet.models.wavenet.layers import causal_window
 
 Net = namedtuple(
     "Net",
@@ -129,7 +128,7 @@ def _queue(net: Net, plan: Plan) -> np.ndarray:
     queue = _aligned(streams, int(net.lengths.sum()), net.front.shape[2])
     for x_brt, base, length in zip(plan.block_inputs, net.bases, net.lengths, strict=True):
         slots = base + np.arange(time - length, time) % length
-        queue[:, slots, : x_brt.size(1)] = causal_window(x_brt, int(length)).permute(0, 2, 1).numpy()
+        queue[:, slots, : x_brt.size(1)] = x_brt[..., -int(length) :].permute(0, 2, 1).numpy()
     return queue
 
 

@@ -6,7 +6,7 @@ Legend: b batch, k blocks, j past taps, r residual, g 2 * gate channels, z gate 
 import torch
 from torch import Tensor
 
-from quintet.models.wavenet.layers import DilatedStack, causal_window
+from quintet.models.wavenet.layers import DilatedStack
 
 
 class QueuedStack:
@@ -35,7 +35,7 @@ class QueuedStack:
         self.queue = torch.zeros(int(lengths.sum()), batch, channels, device=device)
         for x_brt, base, length in zip(inputs, self.bases.tolist(), lengths.tolist(), strict=True):
             slots = base + torch.arange(time - length, time, device=device) % length
-            self.queue[slots] = causal_window(x_brt, length).permute(2, 0, 1)
+            self.queue[slots] = x_brt[..., -length:].permute(2, 0, 1)
 
     def step(self, x_br: Tensor, bias_kbg: Tensor) -> Tensor:
         """The input and biases of one time step -> the sum of skips (B, S)."""
