@@ -53,7 +53,8 @@ def test_a_sequence_gets_the_same_outputs_alone_and_in_a_padded_batch(steps):
 
 def test_a_target_that_fits_is_not_refused_for_its_eos_in_a_longer_batch():
     told = [[1, 4, 5, 6, 2], [1, 7, 2], [1, 8, 9, 10, 11, 12]]  # what a batch without its last column holds
-    network()(padded(SOURCES), lengths(SOURCES), padded(told))
+    outputs, _ = network()(padded(SOURCES), lengths(SOURCES), padded(told))
+    assert outputs.shape[:2] == (3, 6) and bool(torch.isfinite(outputs).all())
 
 
 def test_an_output_sees_earlier_outputs_but_not_itself_or_later_ones():
