@@ -1,0 +1,19 @@
+"""One example of any data set as a person looks at it: what `datamodule.exhibit(split, index)` returns."""
+
+from dataclasses import dataclass
+
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """A short title and whichever of picture, sound, text and table row the example has."""
+
+    title: str  # "7", "dog/n02102_12.JPEG", "p225_003 1.5-2.0 s"
+    text: str | None = None  # a caption, a sentence pair, the first words of an e-mail
+    image: NDArray | None = None  # (H, W) or (H, W, 3) in [0, 1]
+    audio: NDArray | None = None  # (n,) float in [-1, 1]
+    sample_rate: int | None = None  # Hz, of `audio`
+    table: dict[str, str] | None = None  # a row: column -> value
+    group: str | None = None  # what it is a part of: the utterance of a window of audio
+    label: str | None = None  # its class or speaker, for counting who agrees with a query
