@@ -45,3 +45,15 @@ class SequencePairBatch(NamedTuple):
     source_length: Tensor  # (B,) int64, eos included
     target_length: Tensor  # (B,) int64, bos and eos included
     index: Tensor  # (B,) int64 row of the pair in its split
+
+
+class ExampleBatch(NamedTuple):
+    """Labelled examples, the z = (x, y) of Koh & Liang 2017; B examples.
+
+    With data.batch_size=null a batch is the whole split, and shares its memory with every other such batch: clone a
+    tensor before writing into it.
+    """
+
+    inputs: Tensor  # (B, *shape) float32: features, or images (B, C, H, W) in [0, 1]
+    labels: Tensor  # (B,) int64 class 0..C-1
+    index: Tensor  # (B,) int64 row of the example in its split
