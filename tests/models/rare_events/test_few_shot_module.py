@@ -85,7 +85,7 @@ def test_optimiser_steps_of_an_epoch(updates, steps):
 
 
 def test_an_episode_step_is_the_gradient_of_the_mean_margin_loss():
-    module, batch = module_of(updates="episode", gradient_clip=None), episodes()
+    module, batch = module_of(updates="episode", gradient_clip=None), episodes(rows=1)
     module.eval()  # no dropout, no hint: example_losses is the same function
     module.example_losses(batch).mean().backward()
     wanted = [p.grad.clone() for p in module.parameters()]
@@ -128,6 +128,21 @@ def test_episodes_are_answered_as_if_alone_and_nothing_is_known_at_first():
     assert together[:, 0].tolist() == [-1, -1, -1]
     # pictures so far apart that even the untrained network finds them again
     assert (together == batch.labels)[batch.showing == 3].float().mean() > 0.8
+
+
+@pytest.mark.parametrize("slots", [64, 4])
+def test_an_episodes_loss_is_its_own(slots):
+    """As if it were alone: neither the other episodes of the batch nor the trained memory are seen."""
+    module, batch = module_of(MEMORY | {"slots": slots, "neighbours": 4}), episodes(4, rows=3)
+    trained(module, limit_val_batches=0)
+    module.eval()
+    together = module.example_losses(batch)
+    for b in range(3):
+        module.memory.clear()
+        module.memory.step.zero_()
+        alone = module._stream(batch.images[b : b + 1], batch.labels[b : b + 1]).mean()
+        torch.testing.assert_close(together[b], alone)
+    assert len(set(together.tolist())) == 3
 
 
 @pytest.mark.parametrize("memory", [None, MEMORY | {"search": "none"}])

@@ -51,6 +51,17 @@ def test_a_sequence_gets_the_same_outputs_alone_and_in_a_padded_batch(steps):
             torch.testing.assert_close(together[row, : len(target)], single[0], rtol=1e-5, atol=1e-6)
 
 
+def test_padding_has_no_derivative_either():
+    """Moving the padding's embedding moves no output of a real position: forward mode sees what reverse mode leaves out."""
+    model = network(steps=2)
+    still = dict(model.named_parameters())
+    moved = {name: torch.zeros_like(value) for name, value in still.items()}
+    moved["source_embedding.weight"][0] = 1
+    call = (padded(SOURCES), lengths(SOURCES), padded(TARGETS))
+    _, (tops, _) = torch.func.jvp(lambda p: torch.func.functional_call(model, p, call), (still,), (moved,))
+    assert all(not tops[row, : len(target)].any() for row, target in enumerate(TARGETS))
+
+
 def test_a_target_that_fits_is_not_refused_for_its_eos_in_a_longer_batch():
     told = [[1, 4, 5, 6, 2], [1, 7, 2], [1, 8, 9, 10, 11, 12]]  # what a batch without its last column holds
     outputs, _ = network()(padded(SOURCES), lengths(SOURCES), padded(told))

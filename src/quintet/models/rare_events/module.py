@@ -3,7 +3,7 @@
 Legend: B episodes, T images of each, S pixels, d embedding width.
 """
 
-from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from lightning import LightningModule
@@ -66,7 +66,7 @@ class RareEventsModule(LightningModule):
             raise UserError(f"model.memory.width={remembering.width} must be model.network.width={config.width}")
         else:
             self.memory = Memory(remembering, num_values=max(remembering.slots, facts["num_classes_train"]))
-            blank = remembering
+            blank = replace(remembering, projection=False)  # it gets the trained one's
         self.blank_config = blank
         self.correct = nn.ModuleDict({s: nn.ModuleDict({str(k): MeanMetric() for k in SHOTS}) for s in ("val", "test")})
         self.losses = nn.ModuleDict({stage: MeanMetric() for stage in ("val", "test")})
@@ -123,11 +123,17 @@ class RareEventsModule(LightningModule):
         return torch.stack([self.memory(x_btd[:, t], values_bt[:, t])[1] for t in range(length)], 1)
 
     def example_losses(self, batch: EpisodeBatch) -> Tensor:
-        """Mean loss (B,) of each episode, streamed into an empty memory; the memory is as before afterwards."""
-        with nullcontext() if self.memory is None else self.memory.preserved():
-            if self.memory is not None:
-                self.memory.clear()
-            return self._losses(batch.images, own_values(batch.labels), batch.classes).mean(1)
+        """Mean loss (B,) of each episode, streamed alone into an empty memory; the trained memory is not touched."""
+        if self.memory is None:
+            return self._losses(batch.images, batch.labels, batch.classes).mean(1)
+        rows, length = batch.labels.shape
+        x_btd = self.embed(batch.images.flatten(0, 1)).unflatten(0, (rows, length))
+        losses = []
+        for x_td, label_t in zip(x_btd, batch.labels, strict=True):
+            # a new one: a cleared memory would go on with its random numbers where the last episode stopped
+            memory = self.blank_memory(int(label_t.max()) + 1).train(self.training)
+            losses.append(torch.stack([memory(x_td[t : t + 1], label_t[t : t + 1])[1] for t in range(length)]).mean())
+        return torch.stack(losses)
 
     def validation_step(self, batch: EpisodeBatch, batch_idx: int) -> None:
         self._evaluate(batch, "val")

@@ -75,10 +75,11 @@ class ExtendedNeuralGPU(nn.Module):
 
     def encode(self, source_bs: Tensor, length_b: Tensor) -> tuple[Tensor, Tensor]:
         """The tape after the encoder's steps, and its mask (B, 1, N, 1); a sequence stops after its own steps."""
-        symbols_bmn1 = self.source_embedding(source_bs).tanh().transpose(1, 2)[..., None]
+        mask = (torch.arange(source_bs.shape[1], device=source_bs.device) < length_b[:, None])[:, None, :, None]
+        # padding's embedding is 0 already, its forward-mode derivative is not
+        symbols_bmn1 = self.source_embedding(source_bs).tanh().transpose(1, 2)[..., None] * mask
         empty = symbols_bmn1.new_zeros(*symbols_bmn1.shape[:3], self.config.columns - 1)
         tape = torch.cat([symbols_bmn1, empty], 3)
-        mask = (torch.arange(source_bs.shape[1], device=tape.device) < length_b[:, None])[:, None, :, None]
         steps = self.config.steps or int(length_b.max())
         for step in range(steps):
             new = self.encoder(self.dropout(tape)) * mask
