@@ -21,7 +21,7 @@ from quintet.data.exhibit import Exhibit
 from quintet.errors import UserError
 
 FILE = "diabetic_data.csv"
-ID, LABEL, CHILD = "encounter_id", "readmitted", "age=[0-10)"
+ID, LABEL, CHILD = "encounter_id", "readmitted", "[0-10)"
 LABELS = {"NO": 0, ">30": 0, "<30": 1}
 CLASSES = ["not within 30 days", "within 30 days"]
 COUNTS = ("time_in_hospital", "num_lab_procedures", "num_procedures", "num_medications", "number_outpatient",
@@ -81,7 +81,7 @@ class Diabetes(ExampleSource):
         labels = read_labels(table, path)
         train, test = balanced_split(labels, self.num_train, self.seed)
         if self.drop_children:
-            child = inputs[:, names.index(CHILD)] == 1 if CHILD in names else np.zeros(len(labels), bool)
+            child = (table["age"] == CHILD).to_numpy(bool)
             train = self._without_children(train, child & (labels == 0))
         ids = table[ID].to_numpy(object)
         parts = {part: [Block(inputs[rows], labels[rows], [str(name) for name in ids[rows]])]

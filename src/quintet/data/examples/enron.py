@@ -81,7 +81,7 @@ class Enron(ExampleSource):
             raise UserError(f"{root} holds neither ham/ and spam/ nor enron1/ham and enron1/spam: see data.root")
         found = []
         for kind in CLASSES:
-            emails = sorted((folder / kind).glob("*.txt"))
+            emails = sorted(path for path in (folder / kind).glob("*.txt") if not path.name.startswith("."))
             if not emails:
                 raise UserError(f"{folder / kind} holds no e-mail *.txt: is it {self.name}?")
             found += emails
