@@ -1,12 +1,13 @@
 """A data order that is a function of (seed, epoch), and a DataModule that resumes in the middle of it."""
 
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from quintet.data.exhibit import Exhibit
 from quintet.errors import UserError
 
 
@@ -94,6 +95,22 @@ class ResumableDataModule(pl.LightningDataModule):
         # its own generator: making an iterator draws a number, which must not come from the training's random state
         kwargs.setdefault("generator", torch.Generator().manual_seed(seed))
         return ResumableLoader(dataset, batch_sampler=sampler, **kwargs)
+
+    def num_examples(self, split: str) -> int:
+        """How many examples a split has, after setup(); UserError for a split that there is not."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how many examples a split has")
+
+    def example_batch(self, split: str, indices: Sequence[int]) -> Any:
+        """Exactly these examples in this order as one batch.
+
+        Each is independent of the others in the batch, and the same at every call: what influence functions need to
+        ask for one training example.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot pick examples by their index")
+
+    def exhibit(self, split: str, index: int) -> Exhibit:
+        """The example for a person's eyes."""
+        raise NotImplementedError(f"{type(self).__name__} cannot show an example")
 
     def position(self) -> tuple[int, int]:
         """(epoch, batch in it) of the next training batch."""

@@ -52,7 +52,7 @@ def test_a_sequence_gets_the_same_outputs_alone_and_in_a_padded_batch(steps):
 
 
 def test_padding_has_no_derivative_either():
-    """Moving the padding's embedding moves no output of a real position: forward mode sees what reverse mode leaves out."""
+    """Moving the padding's embedding moves no real output: forward mode sees what reverse mode leaves out."""
     model = network(steps=2)
     still = dict(model.named_parameters())
     moved = {name: torch.zeros_like(value) for name, value in still.items()}

@@ -16,6 +16,7 @@ from quintet.data.audio.recording import Recording, Source
 from quintet.data.audio.split import SPLITS, split_names, subset
 from quintet.data.audio.store import FORMAT, warn_bad_files, write_store
 from quintet.data.batches import AudioBatch
+from quintet.data.exhibit import Exhibit
 from quintet.data.resumable import EpochSampler, ResumableDataModule
 from quintet.data.store import ListColumn, build_once, digest
 from quintet.errors import UserError
@@ -159,6 +160,8 @@ class AudioDataModule(ResumableDataModule):
     def chunks(self, split: str) -> ChunkDataset:
         """The windows of a split; the context is rounded up to whole frames."""
         self.setup()
+        if split not in SPLITS:
+            raise UserError(f"unknown split {split!r}: choose {', '.join(SPLITS)}")
         context = self.context
         if context is None:
             if self.trainer is None:
@@ -192,6 +195,29 @@ class AudioDataModule(ResumableDataModule):
             "local": None if u.local is None else u.local_frames(index).T,
             "phones": None if u.phones is None else u.phones[u.rows[index]],
         }
+
+    def num_examples(self, split: str) -> int:
+        """Windows of C targets; an utterance has as many as it takes to cover it."""
+        return len(self.chunks(split))
+
+    def example_batch(self, split: str, indices: Sequence[int]) -> AudioBatch:
+        return self.chunks(split).batch(indices)
+
+    def exhibit(self, split: str, index: int) -> Exhibit:
+        """The window's targets as sound; its group is the utterance, its label the speaker, its text the tags."""
+        utterance, start = self.chunks(split).locate(index)
+        item, rate = self.utterance(split, utterance), self.sample_rate
+        pcm = item["pcm"][start : start + self.chunk_samples]
+        times = f"{start / rate:.1f}-{(start + len(pcm)) / rate:.1f} s"
+        tags = [] if item["tags"] is None else [tag for tag, on in zip(self._tags, item["tags"], strict=True) if on]
+        return Exhibit(
+            title=f"{item['id']} {times}",
+            text=", ".join(tags) or None,
+            audio=pcm.astype(np.float32) / 32768,
+            sample_rate=rate,
+            group=item["id"],
+            label=None if item["speaker"] is None else self._speakers[item["speaker"]],
+        )
 
     def _loader_args(self) -> dict[str, Any]:
         return {"num_workers": self.num_workers, "pin_memory": self.pin_memory, "collate_fn": collate}

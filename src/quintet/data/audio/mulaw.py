@@ -1,5 +1,7 @@
 """Mu-law companding and quantisation, WaveNet section 2.2 (ITU-T G.711 law, mu = Q - 1)."""
 
+from functools import cache
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -30,6 +32,7 @@ def decode(classes, quantization: int = 256):
     return (np.sign(y) * np.expm1(np.abs(y) * np.log1p(mu)) / mu).astype(np.float32)
 
 
+@cache
 def pcm16_table(quantization: int = 256) -> NDArray:
     """The class of every 16-bit sample, indexed by `pcm.view(np.uint16)`: companding as one table look-up."""
     pcm = np.arange(65536, dtype=np.uint16).view(np.int16)

@@ -16,6 +16,7 @@ from quintet.data.episodes.omniglot import SIDE, Omniglot
 from quintet.data.episodes.sampling import check_length
 from quintet.data.episodes.split import split_background
 from quintet.data.episodes.store import ROTATIONS, Stored, map_images, open_store
+from quintet.data.exhibit import Exhibit
 from quintet.data.resumable import EpochSampler, ResumableDataModule, ResumableLoader
 from quintet.errors import UserError
 
@@ -115,6 +116,23 @@ class EpisodeDataModule(ResumableDataModule):
         key = (self.seed, SPLITS.index(split))
         return EpisodeDataset(path, self._rows[split], self.num_episodes[split], self.width, self.length, key)
 
+    def num_examples(self, split: str) -> int:
+        """Episodes; of training ones, which go on without end, those of the first epoch."""
+        return len(self.episodes(split))
+
+    def example_batch(self, split: str, indices: Sequence[int]) -> EpisodeBatch:
+        return self.episodes(split).__getitems__(indices)
+
+    def exhibit(self, split: str, index: int) -> Exhibit:
+        """The drawings in the order in which they are shown, a row for each round, and the classes they are of."""
+        episodes = self.episodes(split)
+        plan, (batch,) = episodes.plan(index), episodes.__getitems__([index]).images
+        names = self.classes(split)
+        shown = dict.fromkeys(names[c] for c in plan.classes.tolist())
+        return Exhibit(
+            title=f"episode {index}", text=", ".join(shown), image=contact_sheet(batch[:, 0].numpy(), self.width)
+        )
+
     def _loader_args(self) -> dict[str, Any]:
         # its own generator: making an iterator draws a number, which must not come from the training's random state
         generator = torch.Generator().manual_seed(self.seed)
@@ -144,3 +162,13 @@ class EpisodeDataModule(ResumableDataModule):
         episodes = self.episodes(split)
         sampler = EpochSampler(len(episodes), self.batch_size, shuffle=False)
         return DataLoader(episodes, batch_sampler=sampler, **self._loader_args())
+
+
+def contact_sheet(ink_tss: NDArray, columns: int) -> NDArray[np.float32]:
+    """Drawings (T, S, S) with ink 1 as dark lines on white, row by row, thin grey lines between them."""
+    side = ink_tss.shape[1] + 1
+    sheet = np.full((-(-len(ink_tss) // columns) * side - 1, columns * side - 1), 0.8, np.float32)
+    for t, ink_ss in enumerate(ink_tss):
+        top, left = t // columns * side, t % columns * side
+        sheet[top : top + side - 1, left : left + side - 1] = 1 - ink_ss
+    return sheet

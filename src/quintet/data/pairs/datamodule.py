@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from quintet.data.batches import SequencePairBatch
+from quintet.data.exhibit import Exhibit
 from quintet.data.pairs.order import LengthSampler
 from quintet.data.pairs.source import SPLITS, PairSource
 from quintet.data.pairs.vocabulary import BOS, EOS, PAD, SIDES, Codec
@@ -158,8 +159,27 @@ class PairsDataModule(ResumableDataModule):
 
     def batch(self, split: str, rows: Sequence[int]) -> SequencePairBatch:
         """These rows of a split as one batch."""
+        dataset = self._set(split)
+        return collate([dataset[row] for row in rows])
+
+    def num_examples(self, split: str) -> int:
+        """Pairs in use: without those that are too long to train on."""
+        return len(self._set(split))
+
+    def example_batch(self, split: str, indices: Sequence[int]) -> SequencePairBatch:
+        return self.batch(split, indices)
+
+    def exhibit(self, split: str, index: int) -> Exhibit:
+        """The raw lines of both sides."""
+        row = int(self._set(split).rows[index])
+        text = self._texts[split][row]
+        return Exhibit(title=f"pair {row}", text=f"{text['source']} -> {text['target']}")
+
+    def _set(self, split: str) -> PairDataset:
         self.setup()
-        return collate([self.sets[split][row] for row in rows])
+        if split not in SPLITS:
+            raise UserError(f"unknown split {split!r}: choose {', '.join(SPLITS)}")
+        return self.sets[split]
 
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer
