@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from quintet.data.batches import ExampleBatch
-from quintet.data.examples.dataset import ExampleDataset, as_is
+from quintet.data.examples.dataset import ExampleDataset, as_is, to_images
 from quintet.data.examples.select import draw, keep_classes
 from quintet.data.examples.source import SPLITS, Example, ExampleSource
 from quintet.data.examples.store import ArrayInputs, ArrowInputs
@@ -165,9 +165,7 @@ class ExampleDataModule(ResumableDataModule):
         shape = self.source.input_shape
         if len(shape) != 3:
             raise UserError(f"{self.source.name} has no images but {shape[0]} columns")
-        stored = torch.from_numpy(self._images[self._part[split]].gather(rows))
-        images = stored.float().mul_(self.source.scale).view(len(rows), *shape)
-        return images.expand(-1, 3, -1, -1) if shape[0] == 1 else images
+        return to_images(self._images[self._part[split]].gather(rows), shape, self.source.scale)
 
     def exhibit(self, split: str, index: int) -> Exhibit:
         """One example for a person's eyes."""

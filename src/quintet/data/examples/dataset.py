@@ -62,6 +62,12 @@ class ExampleDataset(Dataset):
         )
 
 
+def to_images(stored: NDArray, shape: Sequence[int], scale: float) -> torch.Tensor:
+    """Stored pictures (B, C * H * W) -> (B, 3, H, W) float32 in [0, 1]; grey ones three times."""
+    images_bchw = torch.from_numpy(stored).float().mul_(scale).view(-1, *shape)
+    return images_bchw.expand(-1, 3, -1, -1) if shape[0] == 1 else images_bchw
+
+
 def as_is(batch: ExampleBatch) -> ExampleBatch:
     """The collate function: the dataset returns whole batches."""
     return batch
