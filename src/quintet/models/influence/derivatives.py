@@ -1,0 +1,116 @@
+"""First and second derivatives of per-example losses in the parameters, by the fastest route a model allows.
+
+`forward` pushes tangents through the model (torch.func jvp under vmap): nothing per example is ever held. `reverse`
+needs only that the loss can be differentiated twice by ordinary autograd, which custom kernels and data-dependent
+shapes allow. Legend: B examples, K vectors, p parameters. `losses` maps (theta (p,), batch) to (B,).
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.func import grad, jvp, vmap
+
+Losses = Callable[[Tensor, Any], Tensor]
+
+
+class Derivatives(Protocol):
+    """What both routes compute."""
+
+    def gradient(self, theta_p: Tensor, batch: Any) -> Tensor:
+        """Sum over the batch of the gradients, (p,)."""
+
+    def hvp(self, theta_p: Tensor, batch: Any, vectors_kp: Tensor) -> Tensor:
+        """Sum over the batch of Hessian times vector, (K, p)."""
+
+    def directional(self, theta_p: Tensor, batch: Any, vectors_kp: Tensor) -> Tensor:
+        """Each example's gradient times each vector, (K, B)."""
+
+    def example_gradients(self, theta_p: Tensor, batch: Any) -> Tensor:
+        """Each example's gradient, (B, p)."""
+
+
+class ForwardMode:
+    """Tangents: a Hessian-vector product is the derivative of the gradient along the vector (Pearlmutter 1994)."""
+
+    def __init__(self, losses: Losses) -> None:
+        self.losses = losses
+
+    def gradient(self, theta_p: Tensor, batch: Any) -> Tensor:
+        with torch.no_grad():
+            return grad(lambda theta: self.losses(theta, batch).sum())(theta_p)
+
+    def hvp(self, theta_p: Tensor, batch: Any, vectors_kp: Tensor) -> Tensor:
+        def along(vector_p: Tensor) -> Tensor:
+            return jvp(lambda theta: self.gradient(theta, batch), (theta_p,), (vector_p,))[1]
+
+        with torch.no_grad():
+            return vmap(along)(vectors_kp)
+
+    def directional(self, theta_p: Tensor, batch: Any, vectors_kp: Tensor) -> Tensor:
+        with torch.no_grad():
+            return vmap(lambda v: jvp(lambda theta: self.losses(theta, batch), (theta_p,), (v,))[1])(vectors_kp)
+
+    def example_gradients(self, theta_p: Tensor, batch: Any) -> Tensor:
+        def one(*parts: Tensor) -> Tensor:
+            single = iter(parts)
+            example = type(batch)(*(None if part is None else next(single).unsqueeze(0) for part in batch))
+            return grad(lambda theta: self.losses(theta, example).sum())(theta_p)
+
+        with torch.no_grad():
+            return vmap(one)(*(part for part in batch if part is not None))
+
+
+class ReverseMode:
+    """Ordinary autograd, one backward pass a vector; the graph of a batch is freed before the next batch."""
+
+    def __init__(self, losses: Losses) -> None:
+        self.losses = losses
+
+    def gradient(self, theta_p: Tensor, batch: Any) -> Tensor:
+        with torch.enable_grad():
+            theta = theta_p.detach().requires_grad_()
+            return torch.autograd.grad(self.losses(theta, batch).sum(), theta)[0]
+
+    def hvp(self, theta_p: Tensor, batch: Any, vectors_kp: Tensor) -> Tensor:
+        with torch.enable_grad():
+            theta = theta_p.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.losses(theta, batch).sum(), theta, create_graph=True)
+            return torch.stack([_backward(slope, theta, v, k + 1 < len(vectors_kp)) for k, v in enumerate(vectors_kp)])
+
+    def directional(self, theta_p: Tensor, batch: Any, vectors_kp: Tensor) -> Tensor:
+        # J^T u is linear in u, so that its derivative in u along v is J v: forward mode out of two backward passes
+        with torch.enable_grad():
+            theta = theta_p.detach().requires_grad_()
+            losses_b = self.losses(theta, batch)
+            u_b = torch.zeros_like(losses_b, requires_grad=True)
+            (pulled_p,) = torch.autograd.grad(losses_b, theta, u_b, create_graph=True)
+            return torch.stack([_backward(pulled_p, u_b, v, k + 1 < len(vectors_kp)) for k, v in enumerate(vectors_kp)])
+
+    def example_gradients(self, theta_p: Tensor, batch: Any) -> Tensor:
+        with torch.enable_grad():
+            theta = theta_p.detach().requires_grad_()
+            losses_b = self.losses(theta, batch)
+            rows = [torch.autograd.grad(loss, theta, retain_graph=b + 1 < len(losses_b))[0]
+                    for b, loss in enumerate(losses_b)]  # fmt: skip
+            return torch.stack(rows)
+
+
+def _backward(output: Tensor, of: Tensor, weight: Tensor, again: bool) -> Tensor:
+    # a loss that is linear in the parameters has no second derivative: autograd says so with None
+    (found,) = torch.autograd.grad(output, of, weight, retain_graph=again, allow_unused=True)
+    return torch.zeros_like(of) if found is None else found
+
+
+def choose_mode(losses: Losses, theta_p: Tensor, batch: Any) -> Derivatives:
+    """Forward mode where the model allows it on this batch, else reverse mode."""
+    forward = ForwardMode(losses)
+    vectors_kp = torch.stack([theta_p, torch.ones_like(theta_p)])
+    try:
+        ok = forward.hvp(theta_p, batch, vectors_kp).isfinite().all()
+        ok = ok and forward.directional(theta_p, batch, vectors_kp).isfinite().all()
+        ok = ok and forward.example_gradients(theta_p, batch).isfinite().all()
+    except (RuntimeError, NotImplementedError, ValueError, AssertionError, TypeError):
+        return ReverseMode(losses)
+    return forward if ok else ReverseMode(losses)

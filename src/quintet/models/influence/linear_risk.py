@@ -1,0 +1,159 @@
+"""The risk of a model whose outputs are linear in the parameters: every derivative is a few large matrix products.
+
+With outputs z_i = W x_i the gradient of example i is d_i x_i^T and its Hessian D_i (x) x_i x_i^T, where d_i and D_i are
+the loss's first and second derivative in z: no approximation, and the numbers of `EmpiricalRisk`. It is what makes
+55,000 training points of MNIST quick. Legend: B examples, F features (a column of ones last when there is a bias),
+C outputs, K vectors, p = C * F parameters.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import combinations_with_replacement
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import grad, jvp
+
+from quintet.models.influence.examples import Examples
+from quintet.models.influence.kronecker import KroneckerFactor
+from quintet.models.influence.risk import EmpiricalRisk, ranks
+
+PRODUCT = 16 << 20  # numbers of an intermediate (B, K * C)
+
+
+class LinearParts(NamedTuple):
+    """What a linear module says of a batch (`module.linear_parts(batch)`)."""
+
+    design: Tensor  # (B, F) features, without a column for the bias
+    weight: str  # name of the (C, F) parameter; outputs = design @ weight.T + bias
+    bias: str | None
+    losses: Callable[[Tensor], Tensor]  # outputs (B, C) -> losses (B,)
+
+
+class LinearBatch(NamedTuple):
+    """A batch at the risk's own parameters."""
+
+    design: Tensor  # (B, F)
+    losses: Tensor  # (B,)
+    slope: Tensor  # (B, C) d: derivative of each loss in the outputs
+    curvature: Tensor  # (B, C, C) D: second derivative
+
+
+class LinearRisk(EmpiricalRisk):
+    """`EmpiricalRisk` for a module with `linear_parts`, all of whose parameters are chosen."""
+
+    def __init__(self, module: Any, train: Examples, params: Any = "*", batch_size: int = 4096) -> None:
+        super().__init__(module, train, params, batch_size)
+        self.weight, self.bias = (getattr(module.linear_parts(self.read(train, slice(0, 1))), n)
+                                  for n in ("weight", "bias"))  # fmt: skip
+        self.num_outputs = self.selection.shapes[self.selection.names.index(self.weight)][0]
+        self._parts: list[tuple[slice, LinearBatch]] = []
+
+    @staticmethod
+    def applies(module: Any, train: Examples, params: Any) -> bool:
+        """Whether the module is linear and its weight and bias are just what was chosen."""
+        if not callable(getattr(module, "linear_parts", None)):
+            return False
+        probe = EmpiricalRisk(module, train, params)
+        parts = module.linear_parts(probe.read(train, slice(0, 1)))
+        return parts is not None and set(probe.selection.names) == {parts.weight, parts.bias} - {None}
+
+    def prepared(self, batch: Any) -> LinearBatch:
+        """Features, and the loss's derivatives in the outputs, of a raw batch."""
+        if isinstance(batch, LinearBatch):
+            return batch
+        with torch.no_grad():
+            parts = self.module.linear_parts(batch)
+            ones = [torch.ones_like(parts.design[:, :1])] if self.bias else []
+            design_bf = torch.cat([parts.design, *ones], 1)
+            z_bc = design_bf @ self.matrix(self.theta[None])[0].T
+            slope = grad(lambda z: parts.losses(z).sum())
+            columns = [jvp(slope, (z_bc,), (axis.expand_as(z_bc),))[1] for axis in torch.eye(z_bc.shape[1]).to(z_bc)]
+            return LinearBatch(design_bf, parts.losses(z_bc), slope(z_bc), torch.stack(columns, 2))
+
+    def batch_losses(self, batch: Any) -> Tensor:
+        return self.prepared(batch).losses
+
+    def batches(self) -> Iterator[tuple[slice, LinearBatch]]:
+        """This rank's share, linearised once."""
+        if not self._parts:
+            rank, world = ranks()
+            raw = self.train.batches(self.batch_size, self.dtype, self.device, rank, world, keep=False)
+            self._parts = [(place, self.prepared(batch)) for place, batch in raw]
+        yield from self._parts
+
+    def matrix(self, vectors_kp: Tensor) -> Tensor:
+        """Vectors as matrices (K, C, F), the bias as the last column."""
+        weights_kcf = vectors_kp[:, self.selection.place(self.weight)].unflatten(1, (self.num_outputs, -1))
+        if not self.bias:
+            return weights_kcf
+        return torch.cat([weights_kcf, vectors_kp[:, self.selection.place(self.bias)].unsqueeze(2)], 2)
+
+    def vector(self, matrices_kcf: Tensor) -> Tensor:
+        """The inverse of `matrix`."""
+        found = matrices_kcf.new_empty(len(matrices_kcf), self.num_params)
+        if self.bias:
+            found[:, self.selection.place(self.bias)] = matrices_kcf[:, :, -1]
+            matrices_kcf = matrices_kcf[:, :, :-1]
+        found[:, self.selection.place(self.weight)] = matrices_kcf.flatten(1)
+        return found
+
+    def gradient(self) -> Tensor:
+        total = sum(batch.slope.T @ batch.design for _, batch in self.batches())
+        return self.mean(self.vector(total[None])[0]) + self.penalty_gradient()
+
+    def _outputs(self, batch: LinearBatch, vectors_kp: Tensor) -> Tensor:
+        """How the outputs change along each vector, (B, K, C)."""
+        return (batch.design @ self.matrix(vectors_kp).flatten(0, 1).T).unflatten(1, (len(vectors_kp), -1))
+
+    def _chunks(self, batch: LinearBatch, vectors_kp: Tensor) -> tuple[Tensor, ...]:
+        return vectors_kp.split(max(1, PRODUCT // max(1, len(batch.design) * self.num_outputs)))
+
+    def batch_hvp(self, batch: Any, vectors_kp: Tensor) -> Tensor:
+        batch = self.prepared(batch)
+        found = [(self._outputs(batch, part) @ batch.curvature).flatten(1).T @ batch.design
+                 for part in self._chunks(batch, vectors_kp)]  # fmt: skip
+        return self.vector(torch.cat(found).unflatten(0, (len(vectors_kp), -1)))
+
+    def directional(self, batch: Any, vectors_kp: Tensor) -> Tensor:
+        batch = self.prepared(batch)
+        found = [(self._outputs(batch, part) @ batch.slope[:, :, None])[:, :, 0].T
+                 for part in self._chunks(batch, vectors_kp)]  # fmt: skip
+        return torch.cat(found)
+
+    def example_gradients(self, batch: Any) -> Tensor:
+        batch = self.prepared(batch)
+        return self.vector(batch.slope[:, :, None] * batch.design[:, None])
+
+    def hessian(self) -> Tensor:
+        """The whole Hessian of R, (p, p): one product of matrices for each pair of outputs."""
+        features = self.matrix(self.theta[None]).shape[2]
+        blocks = self.theta.new_zeros(self.num_outputs, features, self.num_outputs, features)
+        for _, batch in self.batches():
+            for a, b in combinations_with_replacement(range(self.num_outputs), 2):
+                blocks[a, :, b] += batch.design.T @ (batch.curvature[:, a, b, None] * batch.design)
+        for a, b in combinations_with_replacement(range(self.num_outputs), 2):
+            blocks[b, :, a] = blocks[a, :, b].T
+        order = self.vector(torch.arange(self.num_params, dtype=torch.float64).view(1, self.num_outputs, -1))
+        order = order[0].long().to(self.device)
+        found = self.mean(blocks.view(self.num_params, self.num_params))
+        found = found if torch.equal(order, torch.arange(len(order)).to(order)) else found[order][:, order]
+        return found + torch.diag(self.penalty_hvp(torch.ones_like(self.theta)[None])[0])
+
+    def kronecker(self) -> KroneckerFactor:
+        """The eigenbases of mean x x^T and of mean D, and the Hessian's exact diagonal in them."""
+        batches = [batch for _, batch in self.batches()]
+        second_ff = self.mean(sum(batch.design.T @ batch.design for batch in batches))
+        curvature_cc = self.mean(sum(batch.curvature.sum(0) for batch in batches))
+        basis_in, basis_out = (torch.linalg.eigh(m)[1] for m in (second_ff, curvature_cc))
+        total = torch.zeros_like(self.matrix(self.theta[None])[0])
+        for batch in batches:
+            curve_bc = torch.einsum("ac,bad,dc->bc", basis_out, batch.curvature, basis_out)
+            total += curve_bc.T @ (batch.design @ basis_in).square()
+        return KroneckerFactor(self.weight, self.bias, basis_in, basis_out, self.mean(total))
+
+
+def make_risk(module: Any, train: Examples, params: Any = "*", batch_size: int | None = None) -> EmpiricalRisk:
+    """The risk by the quickest route: matrix products for a linear model, derivatives of the model otherwise."""
+    cls = LinearRisk if LinearRisk.applies(module, train, params) else EmpiricalRisk
+    return cls(module, train, params) if batch_size is None else cls(module, train, params, batch_size)

@@ -1,0 +1,185 @@
+"""The empirical risk of a trained model over its training examples, and its derivatives in the chosen parameters.
+
+Koh & Liang 2017, section 2: theta minimises R(theta) = (1/n) sum L(z_i, theta), where L includes the L2 term.
+Legend: n training examples, B of a batch, K vectors, p chosen parameters.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.func import functional_call, grad, jvp, vmap
+
+from quintet.errors import UserError
+from quintet.models.influence.derivatives import Derivatives, choose_mode
+from quintet.models.influence.examples import Examples
+from quintet.models.influence.selection import Selection
+
+CHUNK = 64 << 20  # numbers that one chunk of vectors times examples may hold
+
+
+class _Call(nn.Module):
+    """Lets functional_call reach any method of a module."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, method: str, *args: Any) -> Any:
+        return getattr(self.module, method)(*args)
+
+
+class EmpiricalRisk:
+    """R at the module's present parameters, with its `regularisation()` (or Adam's weight decay) as the L2 term.
+
+    module: anything with `example_losses(batch) -> (B,)`; it is evaluated in eval mode. params: patterns over parameter
+    names; the others are held fixed. batch_size: examples at a time. With torch.distributed running, every rank takes
+    its share of the batches and all get the sums. Errors: UserError for a module without example_losses.
+    """
+
+    def __init__(self, module: nn.Module, train: Examples, params: str | Sequence[str] = "*",
+                 batch_size: int = 512) -> None:  # fmt: skip
+        if not callable(getattr(module, "example_losses", None)):
+            raise UserError(
+                f"{type(module).__name__} has no example_losses(batch) -> (B,): influence functions need each example's"
+                " loss; add that method to the module"
+            )
+        self.module, self.train = module.eval(), train
+        self.selection = Selection(module, params)
+        self.theta = self.selection.read(module)
+        self.dtype, self.device = self.theta.dtype, self.theta.device
+        # rows of some batches share state (a memory streams through them): those go one at a time
+        self.batch_size = batch_size if getattr(module, "independent_examples", True) else 1
+        self._call = _Call(module)
+        self._decay = weight_decay(module)
+        self._mode: Derivatives | None = None
+
+    @property
+    def num_params(self) -> int:
+        """p."""
+        return self.selection.num_params
+
+    @property
+    def mode(self) -> Derivatives:
+        """How derivatives are taken, found out on the first example."""
+        if self._mode is None:
+            self._mode = choose_mode(self.losses, self.theta, self.read(self.train, slice(0, 1)))
+        return self._mode
+
+    def read(self, examples: Examples, rows: slice | Tensor) -> Any:
+        """Examples as a batch in the model's precision."""
+        return examples.read(rows, self.dtype, self.device)
+
+    def losses(self, theta_p: Tensor, batch: Any) -> Tensor:
+        """L without its L2 term at any parameters, (B,)."""
+        return self._at(theta_p, "example_losses", batch)
+
+    def penalty(self, theta_p: Tensor) -> Tensor:
+        """The L2 term at any parameters, a scalar."""
+        explicit = 0.5 * self._decay * theta_p.square().sum()
+        if hasattr(self.module, "regularisation"):
+            return explicit + self._at(theta_p, "regularisation")
+        return explicit
+
+    def _at(self, theta_p: Tensor, method: str, *args: Any) -> Tensor:
+        named = {f"module.{name}": part for name, part in self.selection.named(theta_p).items()}
+        return functional_call(self._call, named, (method, *args))
+
+    def batch_losses(self, batch: Any) -> Tensor:
+        """L of a batch without its L2 term, (B,)."""
+        with self._quiet(), torch.no_grad():
+            return self.losses(self.theta, batch)
+
+    def value(self) -> float:
+        """R itself."""
+        total = sum(self.batch_losses(batch).sum() for _, batch in self.batches())
+        with torch.no_grad():
+            return float(self.mean(total) + self.penalty(self.theta))
+
+    def gradient(self) -> Tensor:
+        """Gradient of R, (p,): zero at a minimum."""
+        total = torch.zeros_like(self.theta)
+        with self._quiet():
+            for _, batch in self.batches():
+                total += self.mode.gradient(self.theta, batch)
+        return self.mean(total) + self.penalty_gradient()
+
+    def penalty_gradient(self) -> Tensor:
+        """Gradient of the L2 term, (p,)."""
+        with torch.no_grad():
+            return grad(self.penalty)(self.theta)
+
+    def hvp(self, vectors_kp: Tensor) -> Tensor:
+        """Hessian of R times each of K vectors, (K, p)."""
+        total = torch.zeros_like(vectors_kp)
+        with self._quiet():
+            for _, batch in self.batches():
+                total += self.batch_hvp(batch, vectors_kp)
+        return self.mean(total) + self.penalty_hvp(vectors_kp)
+
+    def batch_hvp(self, batch: Any, vectors_kp: Tensor) -> Tensor:
+        """Sum of the examples' Hessians, without the L2 term, times each vector, (K, p)."""
+        size = max(1, CHUNK // max(1, self.num_params))
+        return torch.cat([self.mode.hvp(self.theta, batch, part) for part in vectors_kp.split(size)])
+
+    def penalty_hvp(self, vectors_kp: Tensor) -> Tensor:
+        """Hessian of the L2 term times each vector, (K, p)."""
+        with torch.no_grad():
+            return vmap(lambda v: jvp(grad(self.penalty), (self.theta,), (v,))[1])(vectors_kp)
+
+    def directional(self, batch: Any, vectors_kp: Tensor) -> Tensor:
+        """grad L(z_i), without its L2 term, times each vector, (K, B)."""
+        with self._quiet():
+            return self.mode.directional(self.theta, batch, vectors_kp)
+
+    def example_gradients(self, batch: Any) -> Tensor:
+        """grad L(z_i) without its L2 term, (B, p)."""
+        with self._quiet():
+            return self.mode.example_gradients(self.theta, batch)
+
+    def batches(self) -> Iterator[tuple[slice, Any]]:
+        """This rank's share of the training examples."""
+        rank, world = ranks()
+        return self.train.batches(self.batch_size, self.dtype, self.device, rank, world)
+
+    def prepared(self, batch: Any) -> Any:
+        """A raw batch as the methods here like it best."""
+        return batch
+
+    def mean(self, total: Tensor) -> Tensor:
+        """A rank's sum over its examples -> the mean over all n."""
+        return sum_of_ranks(total) / len(self.train)
+
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """eval mode; cuDNN's recurrent kernels cannot be differentiated twice."""
+        self.module.eval()
+        with torch.backends.cudnn.flags(enabled=not has_recurrence(self.module)):
+            yield
+
+
+def has_recurrence(module: nn.Module) -> bool:
+    """Whether any part is one of torch's recurrent layers."""
+    return any(isinstance(part, nn.RNNBase) for part in module.modules())
+
+
+def weight_decay(module: nn.Module) -> float:
+    """lambda that only the optimiser knows: Adam's weight decay is the gradient of an L2 term, AdamW's is not."""
+    config = getattr(module, "optimizer_config", None)
+    return 0.0 if getattr(config, "name", None) == "adamw" else float(getattr(config, "weight_decay", 0.0))
+
+
+def ranks() -> tuple[int, int]:
+    """(rank, number of ranks)."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def sum_of_ranks(value: Tensor) -> Tensor:
+    """The sum over all ranks, on each of them."""
+    if ranks()[1] > 1:
+        distributed.all_reduce(value)
+    return value

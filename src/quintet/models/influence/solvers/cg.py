@@ -1,0 +1,110 @@
+"""Conjugate gradients for many right-hand sides at once, preconditioned by EK-FAC where the layers allow it.
+
+The block form with a QR factorisation in each step (Dubrulle 2001, "BCGrQ") shares one Krylov space between all
+right-hand sides and stays stable when some of them have converged. One right-hand side is ordinary CG.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from quintet.errors import UserError
+from quintet.models.influence.risk import EmpiricalRisk
+from quintet.models.influence.solvers.ekfac import curvature_of
+from quintet.models.influence.solvers.interface import Solution, Solver, account, indefinite
+
+PRECONDITIONERS = ("ekfac", "none", "auto")
+
+
+class Half(Protocol):
+    """M^(-1/2) for a preconditioner M."""
+
+    def power(self, vectors_kp: Tensor, exponent: float) -> Tensor: ...
+
+
+@dataclass
+class ConjugateGradient(Solver):
+    """tolerance: of the residual relative to the right-hand side, ten times the precision's rounding at least.
+
+    preconditioner: ekfac, none, or auto: ekfac where the chosen parameters allow it.
+
+    Errors: UserError with advice when a direction of negative curvature shows that the Hessian is indefinite.
+    """
+
+    tolerance: float = 1e-8
+    max_iterations: int = 100
+    preconditioner: str = "auto"
+    seed: int = 0  # of the labels that EK-FAC samples
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.preconditioner not in PRECONDITIONERS:
+            raise UserError(
+                f"solver.preconditioner={self.preconditioner!r} is unknown: use {', '.join(PRECONDITIONERS)}"
+            )
+        if self.max_iterations < 1 or not self.tolerance > 0:
+            raise UserError("solver.max_iterations must be at least 1 and solver.tolerance above 0")
+
+    def prepare(self, risk: EmpiricalRisk) -> "Iterative":
+        half = None
+        if self.preconditioner != "none":
+            try:
+                half = curvature_of(risk, self.damping, self.seed, floor=1e-6)
+            except UserError:
+                if self.preconditioner == "ekfac":
+                    raise
+        return Iterative(risk, self, half)
+
+
+class Iterative:
+    """The operator H + damping I and its preconditioner."""
+
+    def __init__(self, risk: EmpiricalRisk, settings: ConjugateGradient, half: Half | None) -> None:
+        self.risk, self.settings, self.half = risk, settings, half
+
+    def solve(self, vectors_kp: Tensor) -> Solution:
+        started = time.perf_counter()
+        x_kp, iterations = self._iterate(self._halve(vectors_kp))
+        return account(self.risk, self.settings.damping, vectors_kp, self._halve(x_kp), iterations, started)
+
+    def _halve(self, vectors_kp: Tensor) -> Tensor:
+        return vectors_kp if self.half is None else self.half.power(vectors_kp, -0.5)
+
+    def _times(self, directions_kp: Tensor) -> Tensor:
+        """M^(-1/2) (H + damping I) M^(-1/2)."""
+        inner_kp = self._halve(directions_kp)
+        return self._halve(self.risk.hvp(inner_kp) + self.settings.damping * inner_kp)
+
+    def _iterate(self, right_kp: Tensor) -> tuple[Tensor, int]:
+        """Block CG on the preconditioned system; the residual is always residual_pk = basis_pk @ size_kk."""
+        basis_pk, size_kk = torch.linalg.qr(right_kp.T)
+        norm_k = right_kp.norm(dim=1).clamp(min=1e-30)
+        x_pk, direction_pk = torch.zeros_like(right_kp.T), basis_pk
+        tolerance = max(self.settings.tolerance, 10 * torch.finfo(right_kp.dtype).eps)
+        iterations = 0
+        while iterations < self.settings.max_iterations:
+            iterations += 1
+            image_pk = self._times(direction_pk.T).T
+            curvature_kk = direction_pk.T @ image_pk
+            factor_kk, failed = torch.linalg.cholesky_ex((curvature_kk + curvature_kk.T) / 2)
+            if failed:
+                raise self._negative(direction_pk, curvature_kk)
+            step_kk = torch.cholesky_inverse(factor_kk)
+            x_pk += direction_pk @ (step_kk @ size_kk)
+            basis_pk, turn_kk = torch.linalg.qr(basis_pk - image_pk @ step_kk)
+            size_kk = turn_kk @ size_kk
+            if bool((size_kk.norm(dim=0) <= tolerance * norm_k).all()):
+                break
+            direction_pk = basis_pk + direction_pk @ turn_kk.T
+        return x_pk.T.contiguous(), iterations
+
+    def _negative(self, direction_pk: Tensor, curvature_kk: Tensor) -> UserError:
+        """The most negative curvature of H + damping I in the space of the directions."""
+        original_pk = self._halve(direction_pk.T).T
+        _, triangle_kk = torch.linalg.qr(original_pk)
+        inverse_kk = torch.linalg.pinv(triangle_kk)
+        lowest = torch.linalg.eigvalsh(inverse_kk.T @ (curvature_kk + curvature_kk.T) @ inverse_kk / 2)[0]
+        return indefinite(self.settings.damping, float(lowest))

@@ -1,0 +1,64 @@
+"""What every solver promises: x = (H + damping I)^-1 v for many v at once, with an account of how well."""
+
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from quintet.errors import UserError
+from quintet.models.influence.risk import EmpiricalRisk
+
+
+@dataclass(frozen=True)
+class Solution:
+    """K solutions of (H + effective_damping I) x = v."""
+
+    vectors: Tensor  # (K, p)
+    relative_residual: Tensor  # (K,) |(H + effective_damping I) x - v| / |v|, by a Hessian-vector product of its own
+    iterations: int  # Hessian-vector products that each solution took, without the one for the residual
+    effective_damping: float
+    seconds: float
+
+
+class InverseHessian(Protocol):
+    """What a solver has prepared for one risk: a factorisation, a preconditioner, a subspace."""
+
+    def solve(self, vectors_kp: Tensor) -> Solution:
+        """Solve for K right-hand sides."""
+
+
+@dataclass
+class Solver(ABC):
+    """Settings of a solver; `damping` is the multiple of the identity added to the Hessian of the risk."""
+
+    damping: float = field(default=0.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.damping < 0:
+            raise UserError(f"solver.damping={self.damping}: give 0 or more")
+
+    @abstractmethod
+    def prepare(self, risk: EmpiricalRisk) -> InverseHessian:
+        """Do once what does not depend on the right-hand sides."""
+
+    def solve(self, risk: EmpiricalRisk, vectors_kp: Tensor) -> Solution:
+        """Prepare and solve."""
+        return self.prepare(risk).solve(vectors_kp)
+
+
+def account(risk: EmpiricalRisk, damping: float, vectors_kp: Tensor, x_kp: Tensor, iterations: int,
+            started: float) -> Solution:  # fmt: skip
+    """The solution with its true residual, measured."""
+    residual_kp = risk.hvp(x_kp) + damping * x_kp - vectors_kp
+    norm_k = vectors_kp.norm(dim=1).clamp(min=1e-30)
+    return Solution(x_kp, residual_kp.norm(dim=1) / norm_k, iterations, damping, time.perf_counter() - started)
+
+
+def indefinite(damping: float, curvature: float) -> UserError:
+    """The one line for a Hessian that has a direction of negative curvature."""
+    return UserError(
+        f"the Hessian + solver.damping={damping:g} is not positive definite (curvature {curvature:.3g} along a"
+        f" direction): set solver.damping above {damping - curvature:.3g}, or train closer to a minimum"
+    )

@@ -1,0 +1,103 @@
+"""LiSSA (Agarwal, Bullins, Hazan 2017; section 3 of the paper): a Neumann series over random batches of examples.
+
+h <- v + h - (H_b h + damping h) / scale has the fixed point h / scale = (H + damping I)^-1 v. The paper's code writes
+the same with a damping d of its own, v + (1 - d) h - H_b h / scale, which solves for an effective damping of scale * d.
+Here `damping` is the effective one, so that all solvers answer the same question.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quintet.errors import UserError
+from quintet.models.influence.risk import EmpiricalRisk
+from quintet.models.influence.solvers.interface import Solution, Solver, account
+
+POWER_STEPS = 20  # of the power iteration that finds the scale
+PROBE_BATCHES = 8  # random batches whose largest eigenvalues it takes
+
+
+@dataclass
+class Lissa(Solver):
+    """depth: steps of one series. repeats: series averaged. batch_size: examples a step, drawn from all of them.
+
+    scale: null takes the largest eigenvalue met in random batches, a quarter more. The paper: 25 on MNIST, depth 5,000,
+    batch 1, 10 repeats. Errors: UserError with advice when the series diverges.
+    """
+
+    depth: int = 5000
+    repeats: int = 1
+    batch_size: int = 32
+    scale: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("depth", "repeats", "batch_size"):
+            if getattr(self, key) < 1:
+                raise UserError(f"solver.{key}={getattr(self, key)}: give 1 or more")
+        if self.scale is not None and not self.scale > 0:
+            raise UserError(f"solver.scale={self.scale}: give a number above 0, or null to have it measured")
+
+    def prepare(self, risk: EmpiricalRisk) -> "Series":
+        return Series(risk, self)
+
+
+class Series:
+    """The stochastic operator and its scale."""
+
+    def __init__(self, risk: EmpiricalRisk, settings: Lissa) -> None:
+        self.risk, self.settings = risk, settings
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.scale = settings.scale or 1.25 * self._largest_eigenvalue()
+
+    def _batch_hvp(self, batch: object, vectors_kp: Tensor) -> Tensor:
+        """H_b + damping I of one batch, the L2 term included."""
+        mean_kp = self.risk.batch_hvp(batch, vectors_kp) / self.settings.batch_size
+        return mean_kp + self.risk.penalty_hvp(vectors_kp) + self.settings.damping * vectors_kp
+
+    def _draw(self) -> object:
+        rows = torch.randint(len(self.risk.train), (self.settings.batch_size,), generator=self.generator)
+        return self.risk.prepared(self.risk.read(self.risk.train, rows.numpy()))
+
+    def _largest_eigenvalue(self) -> float:
+        """Of H_b + damping I, over some random batches."""
+        largest = 0.0
+        for _ in range(PROBE_BATCHES):
+            batch = self._draw()
+            vector_1p = torch.randn(1, self.risk.num_params, generator=self.generator).to(self.risk.theta)
+            for _ in range(POWER_STEPS):
+                vector_1p = self._batch_hvp(batch, vector_1p / vector_1p.norm().clamp(min=1e-30))
+            largest = max(largest, float(vector_1p.norm()))
+        if not largest > 0:
+            raise UserError("the Hessian of the sampled examples is zero: set solver.scale, or use another solver")
+        return largest
+
+    def solve(self, vectors_kp: Tensor) -> Solution:
+        started = time.perf_counter()
+        total_kp = torch.zeros_like(vectors_kp)
+        for _ in range(self.settings.repeats):
+            total_kp += self._series(vectors_kp)
+        x_kp = total_kp / (self.settings.repeats * self.scale)
+        steps = self.settings.depth * self.settings.repeats
+        return account(self.risk, self.settings.damping, vectors_kp, x_kp, steps, started)
+
+    def _series(self, vectors_kp: Tensor) -> Tensor:
+        h_kp, bound = vectors_kp.clone(), 1e8 * float(vectors_kp.norm()) * max(self.scale, 1.0)
+        for step in range(self.settings.depth):
+            h_kp = vectors_kp + h_kp - self._batch_hvp(self._draw(), h_kp) / self.scale
+            if step % 100 == 99 or step + 1 == self.settings.depth:
+                size = float(h_kp.norm())
+                if not math.isfinite(size) or size > bound:
+                    raise self._diverged(step + 1)
+        return h_kp
+
+    def _diverged(self, step: int) -> UserError:
+        return UserError(
+            f"LiSSA diverged after {step} steps: raise solver.scale above {self.scale:.3g}, solver.batch_size above "
+            f"{self.settings.batch_size}, or solver.damping above {self.settings.damping:g} (an indefinite Hessian"
+            " needs damping above its most negative eigenvalue)"
+        )
