@@ -96,6 +96,8 @@ class ExampleDataModule(ResumableDataModule):
                 )
             self._part["val"] = "train"
             rest, held = draw(len(chosen["train"][0]), self.val_fraction, self.seed)
+            if not len(held):
+                raise UserError(f"data.val_fraction={self.val_fraction} holds out none of {len(rest)} examples")
             chosen |= {"train": _take(chosen["train"], rest), "val": _take(chosen["train"], held)}
         count = len(chosen["train"][0])
         if self.max_train is not None:

@@ -11,8 +11,8 @@ from quintet.errors import UserError
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
 
 
-def read_picture(data: bytes, where: str, size: int) -> NDArray[np.uint8]:
-    """(3, size, size): the shorter side resized to `size`, then the middle cut out.
+def read_picture(data: bytes, where: str, size: int, mode: str = "RGB") -> NDArray[np.uint8]:
+    """(3, size, size), or (1, size, size) as mode L: the shorter side resized to `size`, then the middle cut out.
 
     Errors: UserError naming `where` for bytes that are no whole picture.
     """
@@ -25,7 +25,8 @@ def read_picture(data: bytes, where: str, size: int) -> NDArray[np.uint8]:
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"corrupt image {where}: {reason}; replace or delete it") from error
-    return np.ascontiguousarray(np.asarray(crop(rgb, size)).transpose(2, 0, 1))
+    pixels = np.asarray(crop(rgb.convert(mode), size)).reshape(size, size, -1)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def to_rgb(picture: Any) -> Any:
