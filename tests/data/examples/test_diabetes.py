@@ -106,10 +106,19 @@ def test_training_is_balanced_and_the_test_is_the_rest(tmp_path):
     (_, train_labels, train), (_, test_labels, test) = splits["train"], splits["test"]
     assert sorted(train + test, key=int) == [str(n) for n in range(10)] and not splits["val"][2]
     assert sorted(train_labels) == [0, 0, 0, 1, 1, 1] and sorted(test_labels) == [0, 0, 0, 1]
-    assert train != sorted(train)
+    assert train != sorted(train) and abs(np.diff(train_labels)).sum() > 1  # the classes are mixed
     assert source.splits(tmp_path / "cache")["train"].features["label"].names[1] == "within 30 days"
     _, other = read(tmp_path, seed=5)
     assert other["train"][2] != train
+
+
+def test_a_changed_file_is_read_again(tmp_path):
+    source, first = read(tmp_path)
+    changed = [line | {"number_diagnoses": "7"} for line in ROWS]
+    write(tmp_path / "uci", text(changed))
+    again = everything(source, tmp_path / "cache")
+    column = source.feature_names.index("number_diagnoses")
+    assert set(first["train"][0][:, column]) == {1} and set(again["train"][0][:, column]) == {7}
 
 
 def test_the_first_children_without_readmission_are_dropped(tmp_path):
@@ -168,14 +177,14 @@ def test_missing_things_are_named(tmp_path):
     [
         ({"num_train": 7}, "num_train=7: give an even number"),
         ({"num_train": 0}, "num_train=0: give an even number"),
-        ({"num_train": 10}, "num_train=10: the smaller class has 4 of 10 rows"),
+        ({"num_train": 10}, "num_train=10: the smaller class has 4 of 11 rows"),
         ({"drop_children": -1}, "drop_children=-1: give 0 or more"),
         ({"seed": -1}, "seed=-1: give 0 or more"),
     ],
 )
 def test_wrong_settings_name_their_key(tmp_path, settings, message):
     with pytest.raises(UserError, match=rf"data\.source\.{message}"):
-        read(tmp_path, **settings)
+        read(tmp_path, text([*ROWS, row(10)]), **settings)
 
 
 def test_a_test_part_must_remain(tmp_path):
@@ -188,10 +197,10 @@ def test_an_exhibit_says_what_is_not_no(tmp_path):
     module = ExampleDataModule(source, str(tmp_path / "cache"))
     module.setup()
     shown = [module.exhibit(split, index) for split in ("train", "test") for index in range(module.num_examples(split))]
-    exhibit = next(exhibit for exhibit in shown if exhibit.title == "encounter 2")
+    exhibit = next(exhibit for exhibit in shown if exhibit.title == "encounter 7")
     assert len(shown) == 10 and exhibit.label == "not within 30 days"
-    assert exhibit.table["race"] == "Asian" and exhibit.table["age"] == "[50-60)"
-    assert exhibit.table["num_procedures"] == "6" and "insulin" not in exhibit.table
+    assert exhibit.table["race"] == "?" and exhibit.table["age"] == "[50-60)"
+    assert exhibit.table["num_procedures"] == "1" and "insulin" not in exhibit.table
 
 
 def test_the_sample_has_uci_s_columns_and_enough_children(tmp_path):
