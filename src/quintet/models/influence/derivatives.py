@@ -6,29 +6,13 @@ shapes allow. Legend: B examples, K vectors, p parameters. `losses` maps (theta 
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
 Losses = Callable[[Tensor, Any], Tensor]
-
-
-class Derivatives(Protocol):
-    """What both routes compute."""
-
-    def gradient(self, theta_p: Tensor, batch: Any) -> Tensor:
-        """Sum over the batch of the gradients, (p,)."""
-
-    def hvp(self, theta_p: Tensor, batch: Any, vectors_kp: Tensor) -> Tensor:
-        """Sum over the batch of Hessian times vector, (K, p)."""
-
-    def directional(self, theta_p: Tensor, batch: Any, vectors_kp: Tensor) -> Tensor:
-        """Each example's gradient times each vector, (K, B)."""
-
-    def example_gradients(self, theta_p: Tensor, batch: Any) -> Tensor:
-        """Each example's gradient, (B, p)."""
 
 
 class ForwardMode:
@@ -103,14 +87,37 @@ def _backward(output: Tensor, of: Tensor, weight: Tensor, again: bool) -> Tensor
     return torch.zeros_like(of) if found is None else found
 
 
-def choose_mode(losses: Losses, theta_p: Tensor, batch: Any) -> Derivatives:
-    """Forward mode where the model allows it on this batch, else reverse mode."""
-    forward = ForwardMode(losses)
-    vectors_kp = torch.stack([theta_p, torch.ones_like(theta_p)])
+OPERATIONS = ("gradient", "hvp", "directional", "example_gradients")
+
+
+class Derivatives:
+    """Each operation by the route that the model allows; `routes` says which: operation -> forward or reverse.
+
+    gradient(theta_p, batch) -> (p,): sum over the batch. hvp(theta_p, batch, vectors_kp) -> (K, p): sum over the batch
+    of Hessian times vector. directional(...) -> (K, B): each example's gradient times each vector.
+    example_gradients(theta_p, batch) -> (B, p).
+    """
+
+    def __init__(self, losses: Losses, theta_p: Tensor, batch: Any) -> None:
+        """`batch`: a few examples to try on, of different lengths where lengths differ."""
+        forward, reverse = ForwardMode(losses), ReverseMode(losses)
+        vectors_kp = torch.stack([torch.linspace(-1, 1, len(theta_p)).to(theta_p), torch.ones_like(theta_p)])
+        arguments = {"hvp": (vectors_kp,), "directional": (vectors_kp,)}
+        self.routes = {
+            name: "forward" if _agree(forward, reverse, name, theta_p, batch, *arguments.get(name, ())) else "reverse"
+            for name in OPERATIONS
+        }
+        chosen = {"forward": forward, "reverse": reverse}
+        self.gradient, self.hvp, self.directional, self.example_gradients = (
+            getattr(chosen[self.routes[name]], name) for name in OPERATIONS
+        )
+
+
+def _agree(forward: ForwardMode, reverse: ReverseMode, name: str, *arguments: Any) -> bool:
+    """Whether forward mode runs and gives what reverse mode gives: a kernel's tangent may differ from its gradient."""
     try:
-        ok = forward.hvp(theta_p, batch, vectors_kp).isfinite().all()
-        ok = ok and forward.directional(theta_p, batch, vectors_kp).isfinite().all()
-        ok = ok and forward.example_gradients(theta_p, batch).isfinite().all()
-    except (RuntimeError, NotImplementedError, ValueError, AssertionError, TypeError):
-        return ReverseMode(losses)
-    return forward if ok else ReverseMode(losses)
+        found = getattr(forward, name)(*arguments)
+    except (RuntimeError, NotImplementedError, ValueError, TypeError, AssertionError):  # what torch.func refuses with
+        return False
+    wanted = getattr(reverse, name)(*arguments)
+    return bool((found - wanted).norm() <= 1e-3 * wanted.norm() + 1e-12)

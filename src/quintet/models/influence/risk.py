@@ -13,7 +13,7 @@ from torch import Tensor, distributed, nn
 from torch.func import functional_call, grad, jvp, vmap
 
 from quintet.errors import UserError
-from quintet.models.influence.derivatives import Derivatives, choose_mode
+from quintet.models.influence.derivatives import Derivatives
 from quintet.models.influence.examples import Examples
 from quintet.models.influence.selection import Selection
 
@@ -50,8 +50,7 @@ class EmpiricalRisk:
         self.selection = Selection(module, params)
         self.theta = self.selection.read(module)
         self.dtype, self.device = self.theta.dtype, self.theta.device
-        # rows of some batches share state (a memory streams through them): those go one at a time
-        self.batch_size = batch_size if getattr(module, "independent_examples", True) else 1
+        self.batch_size = batch_size
         self._call = _Call(module)
         self._decay = weight_decay(module)
         self._mode: Derivatives | None = None
@@ -63,9 +62,10 @@ class EmpiricalRisk:
 
     @property
     def mode(self) -> Derivatives:
-        """How derivatives are taken, found out on the first example."""
+        """How derivatives are taken, found out on the first examples."""
         if self._mode is None:
-            self._mode = choose_mode(self.losses, self.theta, self.read(self.train, slice(0, 1)))
+            with self._quiet():
+                self._mode = Derivatives(self.losses, self.theta, self.read(self.train, slice(0, 3)))
         return self._mode
 
     def read(self, examples: Examples, rows: slice | Tensor) -> Any:
