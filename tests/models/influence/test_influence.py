@@ -1,6 +1,7 @@
 """Signs and scales against retraining without a point; caching and resuming; the perturbation against differences."""
 
 import logging
+from copy import deepcopy
 
 import pytest
 import torch
@@ -31,9 +32,9 @@ def test_sign_and_scale_against_exact_retraining(linear):
     before = module.example_losses(queries).detach()
     torch.testing.assert_close(found.query_losses, before)
     for row in (0, 3, 11, 39):
-        without = fit(Softmax(l2=0.1), batch, skip=row)
+        without = fit(deepcopy(module), batch, skip=row)
         change = without.example_losses(queries).detach() - before
-        torch.testing.assert_close(found.delta_test_loss_if_removed[:, row], change, rtol=0.03, atol=3e-7)
+        torch.testing.assert_close(found.delta_test_loss_if_removed[:, row], change, rtol=0.05, atol=1e-6)
 
 
 def test_formula_by_dense_algebra_with_the_l2_term_in_train_gradients_only():
@@ -79,7 +80,7 @@ def test_self_influence_and_influence_on_parameters():
     start = fit(Softmax(), large)
     risk = make_risk(start, Examples.of_batch(large))
     step = -influence_on_params(risk, Direct().prepare(risk), slice(4, 5)).vectors[0] / 400
-    true = fit(Softmax(), large, skip=4).layer.weight.detach().flatten() - risk.theta
+    true = fit(deepcopy(start), large, skip=4).layer.weight.detach().flatten() - risk.theta
     assert torch.nn.functional.cosine_similarity(step, true, dim=0) > 0.999
     assert float(true.norm() / step.norm()) == pytest.approx(1, rel=0.02)
 
