@@ -1,5 +1,6 @@
-"""Adam and learning-rate schedules: what `model.optimizer` of every paper here can say."""
+"""Adam, SGD and learning-rate schedules: what `model.optimizer` of every paper here can say."""
 
+from bisect import bisect_right
 from dataclasses import dataclass, fields
 
 import torch
@@ -7,12 +8,14 @@ from torch import nn
 
 from quintet.errors import UserError
 
-SCHEDULES = ("constant", "halve_every", "exponential")
+SCHEDULES = ("constant", "halve_every", "exponential", "step_down")
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """Everything under `model.optimizer`; steps are optimiser steps, not epochs."""
+
+    names = ("adam", "adamw", "sgd")
 
     name: str = "adam"
     lr: float = 1e-3
@@ -24,17 +27,23 @@ class OptimizerConfig:
     halve_every_steps: int = 200_000
     decay_rate: float = 0.5
     decay_steps: int = 200_000
+    step_down_at: tuple[int, ...] = ()  # the steps from which the rate is a tenth of what it was before
+    momentum: float = 0.0  # sgd only
     fused: bool = False  # one kernel for the whole update: faster, other rounding
 
     def __post_init__(self) -> None:
-        if self.name not in ("adam", "adamw"):
-            raise UserError(f"model.optimizer.name={self.name!r} is unknown: use adam or adamw")
+        if self.name not in self.names:
+            raise UserError(f"model.optimizer.name={self.name!r} is unknown: use one of {', '.join(self.names)}")
         if self.schedule not in SCHEDULES:
             raise UserError(f"model.optimizer.schedule={self.schedule!r} is unknown: use one of {', '.join(SCHEDULES)}")
         if not self.lr > 0:
             raise UserError(f"model.optimizer.lr={self.lr} must be above 0")
         if self.halve_every_steps < 1 or self.decay_steps < 1:
             raise UserError("model.optimizer.halve_every_steps and .decay_steps must be at least 1")
+        if list(self.step_down_at) != sorted(self.step_down_at):
+            raise UserError(f"model.optimizer.step_down_at={list(self.step_down_at)}: give steps in rising order")
+        if not 0 <= self.momentum < 1:
+            raise UserError(f"model.optimizer.momentum={self.momentum} must be at least 0 and below 1")
 
 
 def lr_factor(config: OptimizerConfig, step: int) -> float:
@@ -44,20 +53,19 @@ def lr_factor(config: OptimizerConfig, step: int) -> float:
         return warmup * 0.5 ** (step // config.halve_every_steps)
     if config.schedule == "exponential":
         return warmup * config.decay_rate ** (step / config.decay_steps)
+    if config.schedule == "step_down":
+        return warmup * 0.1 ** bisect_right(config.step_down_at, step)
     return warmup
 
 
 def build_optimizer(module: nn.Module, config: OptimizerConfig) -> dict:
     """Lightning's dictionary of optimiser and per-step scheduler."""
-    cls = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-    optimizer = cls(
-        module.parameters(),
-        lr=config.lr,
-        betas=tuple(config.betas),
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        fused=config.fused or None,
-    )
+    shared = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": config.fused or None}
+    if config.name == "sgd":
+        optimizer = torch.optim.SGD(module.parameters(), momentum=config.momentum, **shared)
+    else:
+        cls = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
+        optimizer = cls(module.parameters(), betas=tuple(config.betas), eps=config.eps, **shared)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(config, step))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
 
