@@ -44,6 +44,7 @@ class ExampleDataModule(ResumableDataModule):
         self.classes, self.val_fraction, self.max_train = classes, val_fraction, max_train
         self.flatten, self.seed, self.num_workers, self.pin_memory = flatten, seed, num_workers, pin_memory
         self.sets: dict[str, ExampleDataset] = {}
+        self._rows: dict[str, Any] = {}
         self._check()
 
     def _check(self) -> None:
@@ -60,10 +61,13 @@ class ExampleDataModule(ResumableDataModule):
 
     def prepare_data(self) -> None:
         """Read, decode and compute features once; safe when several processes do it at the same time."""
-        self._rows = self.source.splits(self.cache_dir)
+        if self._rows:
+            return
+        rows = self.source.splits(self.cache_dir)
         self._images = {split: ArrowInputs(self.source.folder / f"{split}.arrow") for split in SPLITS}
         if self.features:
             self._features = self.features.build(self.source, self._images, self.cache_dir)
+        self._rows = rows
 
     def setup(self, stage: str | None = None) -> None:
         if self.sets:

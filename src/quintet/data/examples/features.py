@@ -70,6 +70,8 @@ class FrozenBackbone:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(f"data.features.{key}={value}: give 1 or more")
+        if self.weights is None:  # said at every start, computed or not
+            warnings.warn("data.features.weights=null: the features are those of a random network")
 
     @property
     def size(self) -> int:
@@ -98,12 +100,12 @@ class FrozenBackbone:
 
     def _state(self) -> Mapping[str, Tensor] | None:
         if self.weights is None:
-            warnings.warn("data.features.weights=null: the features are those of a random network")
             return None
         if self._official():
             return self._official().get_state_dict(progress=False, check_hash=True)
+        path = self._file()
         try:
-            state = torch.load(self._file(), map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"data.features.weights={self.weights} cannot be read: {reason}") from error
@@ -122,7 +124,7 @@ class FrozenBackbone:
         if not path.is_file():
             from torchvision import models
 
-            names = ", ".join(models.get_model_weights(self.name).__members__)
+            names = ", ".join(known.name for known in models.get_model_weights(self.name))
             raise UserError(f"data.features.weights={self.weights}: no such file; give one, or {names}, or null")
         return path
 

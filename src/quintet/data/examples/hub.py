@@ -49,11 +49,12 @@ class HubExamples(ExampleSource):
 
     def _load(self, path: str, split: str, cache_dir: str | Path) -> Any:
         from datasets import load_dataset
+        from datasets.exceptions import DatasetGenerationError
 
         try:
             loaded = load_dataset(path, name=self.subset, split=split, cache_dir=str(Path(cache_dir) / "hub"))
-        except (FileNotFoundError, ValueError, ConnectionError) as error:
-            reason = str(error).splitlines()[0]
+        except (FileNotFoundError, ValueError, ConnectionError, DatasetGenerationError) as error:
+            reason = str(error.__cause__ or error).strip().splitlines()[0]
             raise UserError(f"data.root={self.root} (split {split}) cannot be loaded: {reason}") from error
         for key in ("image_column", "label_column", "feature_columns"):
             wanted = getattr(self, key)

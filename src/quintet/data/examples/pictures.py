@@ -43,12 +43,12 @@ def to_rgb(picture: Any) -> Any:
 
 
 def crop(picture: Any, size: int) -> Any:
-    """Bilinear with the support of an area, as torchvision's Resize and CenterCrop; a picture of that size is kept."""
+    """torchvision's Resize and CenterCrop to the pixel, bilinear with the support of an area."""
     from PIL import Image
 
     short = min(picture.size)
     if short != size:
-        sides = tuple(max(size, round(side * size / short)) for side in picture.size)
+        sides = tuple(max(size, int(side * size / short)) for side in picture.size)
         picture = picture.resize(sides, Image.Resampling.BILINEAR)
-    left, top = ((side - size) // 2 for side in picture.size)
+    left, top = (round((side - size) / 2) for side in picture.size)
     return picture.crop((left, top, left + size, top + size))
