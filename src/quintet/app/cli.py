@@ -115,7 +115,7 @@ def resume_job(run: Path, overrides: list[str]) -> None:
     fit(cfg)
 
 
-EVAL_KEYS = ("run", "ckpt", "protocol", "publish", "subset", "trainer", "debug")
+EVAL_KEYS = ("run", "ckpt", "protocol", "publish", "subset", "trainer", "solver", "debug")
 
 
 def eval_main() -> int:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from quintet.app.build import build
 from quintet.app.config import REPOSITORY
+from quintet.app.processes import process_group, rank, trainer_settings, world_size
 from quintet.callbacks.checkpoint import load_checkpoint
 from quintet.errors import UserError
 from quintet.models.plain import check_facts
@@ -31,7 +32,8 @@ def evaluate(cfg: DictConfig, request: DictConfig, command: str) -> dict[str, fl
     datamodule.setup("test")
     module = load_module(cfg, checkpoint)
     check_facts(module.hparams.get("facts") or {}, datamodule.facts)
-    trainer = build(request.trainer, logger=False, default_root_dir=str(run_dir), enable_checkpointing=False)
+    made = {"logger": False, "default_root_dir": str(run_dir), "enable_checkpointing": False}
+    trainer = build(request.trainer, **made, **trainer_settings())
     trainer.strategy.connect(module)
     datamodule.trainer = trainer
     module.to(trainer.strategy.root_device).eval()
@@ -39,6 +41,8 @@ def evaluate(cfg: DictConfig, request: DictConfig, command: str) -> dict[str, fl
     folder.mkdir(parents=True, exist_ok=True)
     metrics = run_protocol(request.protocol, trainer, module, datamodule, folder)
     seconds = time.perf_counter() - start
+    if rank():  # torchrun's other processes have only helped
+        return metrics
     report(cfg, request, metrics, folder, command, seconds)
     return metrics
 
@@ -46,10 +50,11 @@ def evaluate(cfg: DictConfig, request: DictConfig, command: str) -> dict[str, fl
 def run_protocol(node: DictConfig, trainer: Any, module: Any, datamodule: Any, folder: Path) -> dict[str, float]:
     """Lightning's test loop for `protocol=test`, else the protocol object on the ready module."""
     protocol = build(node)
-    if protocol_name(node) == "test":
+    if protocol_name(node) == "test" and world_size() == 1:
         results = trainer.test(module, datamodule=datamodule, verbose=False)
         return {k: float(v) for result in results for k, v in result.items()}
-    return protocol(module, datamodule, folder.parent)  # it makes its own folder there
+    with process_group(protocol, protocol_name(node)):
+        return protocol(module, datamodule, folder.parent)  # it makes its own folder there
 
 
 def protocol_name(node: DictConfig) -> str:

@@ -144,13 +144,12 @@ def self_influence(risk: EmpiricalRisk, inverse: InverseHessian) -> Tensor:
 
     Section 5.4 orders examples by it to find wrong labels. The L2 term is in the gradients.
     """
-    found_n = torch.zeros(len(risk.train), dtype=risk.dtype, device=risk.device)
-    size = max(1, SOLVE_NUMBERS // risk.num_params)
-    for place, batch in risk.batches():
-        gradients_bp = risk.example_gradients(batch) + risk.penalty_gradient()
-        solved = torch.cat([inverse.solve(part).vectors for part in gradients_bp.split(size)])
-        found_n[place] = (gradients_bp * solved).sum(1)
-    return (sum_of_ranks(found_n) / len(risk.train)).cpu()
+    # every rank takes all examples: they share the products with the Hessian, which want the same vectors everywhere
+    found = []
+    for rows in _slices(len(risk.train), max(1, min(risk.batch_size, SOLVE_NUMBERS // risk.num_params))):
+        gradients_bp = gradients_of(risk, risk.train, rows) + risk.penalty_gradient()
+        found.append((gradients_bp * inverse.apply(gradients_bp)[0]).sum(1))
+    return torch.cat(found).cpu() / len(risk.train)
 
 
 def influence_on_params(risk: EmpiricalRisk, inverse: InverseHessian, rows: slice) -> Solution:

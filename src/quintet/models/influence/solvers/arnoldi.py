@@ -1,6 +1,5 @@
 """Low-rank inverse from a Krylov space (Schioppa et al. 2022, arXiv 2112.03052): the dominant eigenpairs of H only."""
 
-import time
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor
 
 from quintet.errors import UserError
 from quintet.models.influence.risk import EmpiricalRisk
-from quintet.models.influence.solvers.interface import Solution, Solver, account, indefinite
+from quintet.models.influence.solvers.interface import InverseHessian, Solver, indefinite
 
 
 @dataclass
@@ -32,11 +31,12 @@ class Arnoldi(Solver):
         return Projected(risk, self)
 
 
-class Projected:
+class Projected(InverseHessian):
     """Eigenvalues (r,) and eigenvectors (r, p) of H in the Krylov space of a random vector."""
 
     def __init__(self, risk: EmpiricalRisk, settings: Arnoldi) -> None:
-        self.risk, self.settings = risk, settings
+        super().__init__(risk, settings.damping)
+        self.iterations = settings.iterations
         generator = torch.Generator().manual_seed(settings.seed)
         start_p = torch.randn(risk.num_params, generator=generator).to(risk.theta)
         basis_mp, projected_mm = lanczos(risk, start_p, settings.iterations)
@@ -46,10 +46,8 @@ class Projected:
             raise indefinite(settings.damping, float(values_m[kept].min()) + settings.damping)
         self.values_r, self.vectors_rp = values_m[kept], vectors_mm[:, kept].T @ basis_mp
 
-    def solve(self, vectors_kp: Tensor) -> Solution:
-        started, damping = time.perf_counter(), self.settings.damping
-        x_kp = (vectors_kp @ self.vectors_rp.T) / (self.values_r + damping) @ self.vectors_rp
-        return account(self.risk, damping, vectors_kp, x_kp, self.settings.iterations, started)
+    def apply(self, vectors_kp: Tensor) -> tuple[Tensor, int]:
+        return (vectors_kp @ self.vectors_rp.T) / (self.values_r + self.damping) @ self.vectors_rp, self.iterations
 
 
 def lanczos(risk: EmpiricalRisk, start_p: Tensor, iterations: int) -> tuple[Tensor, Tensor]:

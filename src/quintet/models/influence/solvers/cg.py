@@ -4,7 +4,6 @@ The block form with a QR factorisation in each step (Dubrulle 2001, "BCGrQ") sha
 right-hand sides and stays stable when some of them have converged. One right-hand side is ordinary CG.
 """
 
-import time
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from quintet.errors import UserError
 from quintet.models.influence.risk import EmpiricalRisk
 from quintet.models.influence.solvers.ekfac import curvature_of
-from quintet.models.influence.solvers.interface import Solution, Solver, account, indefinite
+from quintet.models.influence.solvers.interface import InverseHessian, Solver, indefinite
 
 PRECONDITIONERS = ("ekfac", "none", "auto")
 
@@ -59,16 +58,16 @@ class ConjugateGradient(Solver):
         return Iterative(risk, self, half)
 
 
-class Iterative:
+class Iterative(InverseHessian):
     """The operator H + damping I and its preconditioner."""
 
     def __init__(self, risk: EmpiricalRisk, settings: ConjugateGradient, half: Half | None) -> None:
-        self.risk, self.settings, self.half = risk, settings, half
+        super().__init__(risk, settings.damping)
+        self.settings, self.half = settings, half
 
-    def solve(self, vectors_kp: Tensor) -> Solution:
-        started = time.perf_counter()
+    def apply(self, vectors_kp: Tensor) -> tuple[Tensor, int]:
         x_kp, iterations = self._iterate(self._halve(vectors_kp))
-        return account(self.risk, self.settings.damping, vectors_kp, self._halve(x_kp), iterations, started)
+        return self._halve(x_kp), iterations
 
     def _halve(self, vectors_kp: Tensor) -> Tensor:
         return vectors_kp if self.half is None else self.half.power(vectors_kp, -0.5)
@@ -76,7 +75,7 @@ class Iterative:
     def _times(self, directions_kp: Tensor) -> Tensor:
         """M^(-1/2) (H + damping I) M^(-1/2)."""
         inner_kp = self._halve(directions_kp)
-        return self._halve(self.risk.hvp(inner_kp) + self.settings.damping * inner_kp)
+        return self._halve(self.risk.hvp(inner_kp) + self.damping * inner_kp)
 
     def _iterate(self, right_kp: Tensor) -> tuple[Tensor, int]:
         """Block CG on the preconditioned system; the residual is always residual_pk = basis_pk @ size_kk."""
@@ -107,4 +106,4 @@ class Iterative:
         _, triangle_kk = torch.linalg.qr(original_pk)
         inverse_kk = torch.linalg.pinv(triangle_kk)
         lowest = torch.linalg.eigvalsh(inverse_kk.T @ (curvature_kk + curvature_kk.T) @ inverse_kk / 2)[0]
-        return indefinite(self.settings.damping, float(lowest))
+        return indefinite(self.damping, float(lowest))

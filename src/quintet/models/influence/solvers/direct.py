@@ -1,6 +1,5 @@
 """The explicit Hessian and its Cholesky factor in float64: exact, for some ten thousand parameters at most."""
 
-import time
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor
 
 from quintet.errors import UserError
 from quintet.models.influence.risk import EmpiricalRisk
-from quintet.models.influence.solvers.interface import Solution, Solver, account, indefinite
+from quintet.models.influence.solvers.interface import InverseHessian, Solver, indefinite
 
 BLOCK = 256  # columns of the Hessian at a time
 
@@ -29,21 +28,19 @@ class Direct(Solver):
         return Factorised(risk, self.damping)
 
 
-class Factorised:
+class Factorised(InverseHessian):
     """H + damping I = L L^T, kept for any number of right-hand sides."""
 
     def __init__(self, risk: EmpiricalRisk, damping: float) -> None:
-        self.risk, self.damping = risk, damping
+        super().__init__(risk, damping)
         hessian = dense_hessian(risk).double()
         hessian.diagonal().add_(damping)
         self.factor, failed = torch.linalg.cholesky_ex(hessian)
         if failed:
             raise indefinite(damping, float(torch.linalg.eigvalsh(hessian)[0]))
 
-    def solve(self, vectors_kp: Tensor) -> Solution:
-        started = time.perf_counter()
-        x_kp = torch.cholesky_solve(vectors_kp.double().T, self.factor).T.to(vectors_kp.dtype).contiguous()
-        return account(self.risk, self.damping, vectors_kp, x_kp, 0, started)
+    def apply(self, vectors_kp: Tensor) -> tuple[Tensor, int]:
+        return torch.cholesky_solve(vectors_kp.double().T, self.factor).T.to(vectors_kp.dtype).contiguous(), 0
 
 
 def dense_hessian(risk: EmpiricalRisk) -> Tensor:

@@ -1,6 +1,5 @@
 """EK-FAC as a solver: the inverse of a Kronecker-factored approximation, for networks at scale."""
 
-import time
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 from quintet.errors import UserError
 from quintet.models.influence.kronecker import KroneckerCurvature, fit_factors
 from quintet.models.influence.risk import EmpiricalRisk
-from quintet.models.influence.solvers.interface import Solution, Solver, account
+from quintet.models.influence.solvers.interface import InverseHessian, Solver
 
 
 @dataclass
@@ -22,17 +21,17 @@ class Ekfac(Solver):
         return Factored(risk, self.damping, curvature_of(risk, self.damping, self.seed))
 
 
-class Factored:
+class Factored(InverseHessian):
     """The factored curvature of one risk."""
 
     def __init__(self, risk: EmpiricalRisk, damping: float, curvature: KroneckerCurvature) -> None:
-        self.risk, self.damping, self.curvature = risk, damping, curvature
+        super().__init__(risk, damping)
+        self.curvature = curvature
         if min(curvature.ridges) + min(float(f.eigenvalues.min()) for f in curvature.factors) <= 0:
             raise UserError("the factored Hessian is singular: set solver.damping above 0, or train with an L2 term")
 
-    def solve(self, vectors_kp: Tensor) -> Solution:
-        started = time.perf_counter()
-        return account(self.risk, self.damping, vectors_kp, self.curvature.power(vectors_kp, -1.0), 0, started)
+    def apply(self, vectors_kp: Tensor) -> tuple[Tensor, int]:
+        return self.curvature.power(vectors_kp, -1.0), 0
 
 
 def curvature_of(risk: EmpiricalRisk, damping: float, seed: int, floor: float = 0.0) -> KroneckerCurvature:

@@ -3,7 +3,6 @@
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from torch import Tensor
 
@@ -22,11 +21,23 @@ class Solution:
     seconds: float
 
 
-class InverseHessian(Protocol):
+class InverseHessian(ABC):
     """What a solver has prepared for one risk: a factorisation, a preconditioner, a subspace."""
 
+    def __init__(self, risk: EmpiricalRisk, damping: float) -> None:
+        self.risk, self.damping = risk, damping
+
+    @abstractmethod
+    def apply(self, vectors_kp: Tensor) -> tuple[Tensor, int]:
+        """x (K, p) for K right-hand sides, the same on all ranks, and the Hessian-vector products that each took."""
+
     def solve(self, vectors_kp: Tensor) -> Solution:
-        """Solve for K right-hand sides."""
+        """x with its true residual, measured by one product more."""
+        started = time.perf_counter()
+        x_kp, iterations = self.apply(vectors_kp)
+        residual_kp = self.risk.hvp(x_kp) + self.damping * x_kp - vectors_kp
+        relative_k = residual_kp.norm(dim=1) / vectors_kp.norm(dim=1).clamp(min=1e-30)
+        return Solution(x_kp, relative_k, iterations, self.damping, time.perf_counter() - started)
 
 
 @dataclass
@@ -46,14 +57,6 @@ class Solver(ABC):
     def solve(self, risk: EmpiricalRisk, vectors_kp: Tensor) -> Solution:
         """Prepare and solve."""
         return self.prepare(risk).solve(vectors_kp)
-
-
-def account(risk: EmpiricalRisk, damping: float, vectors_kp: Tensor, x_kp: Tensor, iterations: int,
-            started: float) -> Solution:  # fmt: skip
-    """The solution with its true residual, measured."""
-    residual_kp = risk.hvp(x_kp) + damping * x_kp - vectors_kp
-    norm_k = vectors_kp.norm(dim=1).clamp(min=1e-30)
-    return Solution(x_kp, residual_kp.norm(dim=1) / norm_k, iterations, damping, time.perf_counter() - started)
 
 
 def indefinite(damping: float, curvature: float) -> UserError:

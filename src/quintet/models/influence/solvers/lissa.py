@@ -6,7 +6,6 @@ Here `damping` is the effective one, so that all solvers answer the same questio
 """
 
 import math
-import time
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from quintet.errors import UserError
 from quintet.models.influence.risk import EmpiricalRisk
-from quintet.models.influence.solvers.interface import Solution, Solver, account
+from quintet.models.influence.solvers.interface import InverseHessian, Solver
 
 POWER_STEPS = 20  # of the power iteration that finds the scale
 PROBE_BATCHES = 8  # random batches whose largest eigenvalues it takes
@@ -46,11 +45,12 @@ class Lissa(Solver):
         return Series(risk, self)
 
 
-class Series:
+class Series(InverseHessian):
     """The stochastic operator and its scale."""
 
     def __init__(self, risk: EmpiricalRisk, settings: Lissa) -> None:
-        self.risk, self.settings = risk, settings
+        super().__init__(risk, settings.damping)
+        self.settings = settings
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.scale = settings.scale or 1.25 * self._largest_eigenvalue()
 
@@ -76,14 +76,11 @@ class Series:
             raise UserError("the Hessian of the sampled examples is zero: set solver.scale, or use another solver")
         return largest
 
-    def solve(self, vectors_kp: Tensor) -> Solution:
-        started = time.perf_counter()
+    def apply(self, vectors_kp: Tensor) -> tuple[Tensor, int]:
         total_kp = torch.zeros_like(vectors_kp)
         for _ in range(self.settings.repeats):
             total_kp += self._series(vectors_kp)
-        x_kp = total_kp / (self.settings.repeats * self.scale)
-        steps = self.settings.depth * self.settings.repeats
-        return account(self.risk, self.settings.damping, vectors_kp, x_kp, steps, started)
+        return total_kp / (self.settings.repeats * self.scale), self.settings.depth * self.settings.repeats
 
     def _series(self, vectors_kp: Tensor) -> Tensor:
         h_kp, bound = vectors_kp.clone(), 1e8 * float(vectors_kp.norm()) * max(self.scale, 1.0)
