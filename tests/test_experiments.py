@@ -80,6 +80,26 @@ SMALL = {
         "test/accuracy",
         1.0,
     ),
+    "logistic_regression": Small({"mnist": "digits_sample"}, [], "test/accuracy", 1.0),
+    "binary_logistic": Small(
+        {
+            "mnist_17": "digits_sample_17",
+            "dogfish_features": "digits_sample_features",
+            "diabetes": "diabetes_sample",
+            "enron": "enron_sample",
+        },
+        [],
+        "test/accuracy",
+        1.0,
+    ),
+    "linear_svm": Small({"mnist_17": "digits_sample_17"}, [], "test/accuracy", 1.0),
+    "rbf_svm": Small({"dogfish": "digits_sample_17"}, ["model.network.pixels=false"], "test/accuracy", 1.0),
+    "all_cnn": Small(
+        {"mnist_small": "digits_sample_images"},
+        ["model.network.channels=[2,2]", "model.network.strides=[1,2]"],
+        "test/accuracy",
+        1.0,
+    ),
 }
 
 

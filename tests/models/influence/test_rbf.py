@@ -40,6 +40,21 @@ def test_products_of_features_are_the_kernel(monkeypatch):
                                rtol=1e-9, atol=1e-12)  # fmt: skip
 
 
+def test_pixels_are_kept_as_bytes_and_lose_nothing():
+    data = pictures(16, classes=2)
+    data.inputs = torch.randint(0, 256, data.inputs.shape, generator=torch.Generator().manual_seed(0)).float() * (
+        1 / 255
+    )
+    plain, packed = svm_module(data, gamma=0.02), svm_module(data, gamma=0.02, pixels=True)
+    for module in (plain, packed):
+        fit(module, data)
+    assert packed.network.inputs.dtype == torch.uint8
+    assert torch.equal(plain(data.batch()), packed(data.batch()))
+    data.inputs += 0.001
+    with pytest.raises(UserError, match=r"inputs are not k / 255: set model\.network\.pixels=false"):
+        fit(svm_module(data, gamma=0.02, pixels=True), data)
+
+
 def test_jitter_makes_equal_inputs_possible_and_stays_small():
     train = torch.randn(6, 3)
     twice = torch.cat([train, train[:1]])

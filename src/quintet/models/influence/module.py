@@ -32,7 +32,7 @@ class ClassifierModule(LightningModule):
     """Minimises mean loss + l2/2 |weights|^2, biases included when decay_bias.
 
     loss: `cross_entropy` of C logits, or with two classes and one score `logistic` or `smooth_hinge`, whose t is
-    `smoothness` (0: the hinge) and may be set to another value afterwards, as section 4.2 does. dtype: of parameters
+    `smoothness` (0: the hinge) and may be set to another value afterwards, as section 4.3 does. dtype: of parameters
     and arithmetic, whatever trainer.precision is. start: checkpoint of the same network to continue from.
     """
 

@@ -17,7 +17,7 @@ KINDS = ("linear", "all_cnn", "rbf")
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Everything under `model.network`; `channels` and `strides` are all_cnn's, `gamma` and `jitter` rbf's."""
+    """Everything under `model.network`; `gamma`, `pixels` and `jitter` are rbf's."""
 
     kind: str = "linear"
     bias: bool = False
@@ -25,6 +25,7 @@ class NetworkConfig:
     strides: tuple[int, ...] = (1, 2, 1, 2, 1)
     kernel_size: int = 3
     gamma: float = 1.0  # k(x, z) = exp(-gamma |x - z|^2)
+    pixels: bool = False  # training inputs are k / 255: kept as bytes, a quarter of the size
     jitter: float = 0.0  # added to the kernel matrix's diagonal: two equal training inputs make it singular
 
     def __post_init__(self) -> None:
