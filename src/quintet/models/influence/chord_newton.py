@@ -1,0 +1,140 @@
+"""Leave-one-out minima of a convex linear model, many removals at once: Newton's method that keeps its first Hessian.
+
+R_-i = 1/(n-1) sum over j != i of L_j, plus the L2 term, has nearly the Hessian of R, so that one Cholesky factor serves
+all removals and steps, each of which shrinks a gradient to a small part. The gradients of all K parameter vectors are
+two products of matrices: outputs X Theta^T, and the losses' slopes times X.
+Legend: n training examples, B of a batch, F features (ones last for a bias), C outputs, K removals, p = C * F.
+"""
+
+import logging
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+
+from quintet.models.influence.control import Lbfgs
+from quintet.models.influence.examples import rows_of
+from quintet.models.influence.linear_risk import LinearRisk
+from quintet.models.influence.refit import Refitted, Removal
+from quintet.models.influence.solvers.cg import ConjugateGradient
+from quintet.models.influence.solvers.direct import dense_hessian
+
+log = logging.getLogger(__name__)
+BLOCK = 4 << 20  # numbers of the parameter vectors retrained together
+PRODUCT = 8 << 20  # numbers of their outputs for a batch of examples
+CONTRACTION = 0.7  # a step that leaves more of the gradient is no progress
+RIDGE = 1e-9  # of the mean curvature, where a common bias of all classes is a direction without any
+
+
+@dataclass
+class ChordNewton:
+    """Until |gradient| <= tolerance, in float64. dense_params: above it conjugate gradients stand for the factor.
+
+    Removals whose steps do not contract (a minimum far off, curvature that changes on the way) are left to L-BFGS.
+    """
+
+    tolerance: float = 1e-8
+    max_steps: int = 50
+    dense_params: int = 20_000
+    max_iterations: int = 1000  # of L-BFGS where it is needed
+
+    def run(self, risk: LinearRisk, removals: Sequence[Removal]) -> Iterator[Refitted]:
+        """Refit without each of `removals`."""
+        size, left = max(1, BLOCK // risk.num_params), list(removals)
+        inverse = self._inverse(risk)
+        if inverse is not None:
+            left = []
+            for start in range(0, len(removals), size):
+                left += yield from self._block(risk, inverse, removals[start : start + size])
+        if left:
+            log.warning("Newton's steps do not contract for %d of %d: L-BFGS for them", len(left), len(removals))
+            yield from Lbfgs(self.tolerance, self.max_iterations).run(risk, left)
+
+    def _inverse(self, risk: LinearRisk) -> Callable[[Tensor], Tensor] | None:
+        """(K, p) -> (K, p): about the inverse Hessian of R at its parameters; None where that is not positive."""
+        if risk.num_params > self.dense_params:
+            prepared = ConjugateGradient(tolerance=1e-2).prepare(risk)
+            return lambda vectors_kp: prepared.solve(vectors_kp.to(risk.dtype)).vectors.double()
+        hessian = dense_hessian(risk).double()
+        hessian.diagonal().add_(RIDGE * hessian.diagonal().mean())
+        factor, failed = torch.linalg.cholesky_ex(hessian)
+        return None if failed else lambda vectors_kp: torch.cholesky_solve(vectors_kp.T, factor).T
+
+    def _block(self, risk: LinearRisk, inverse: Callable[[Tensor], Tensor],
+               removals: Sequence[Removal]) -> Generator[Refitted, None, list[Removal]]:  # fmt: skip
+        """Removals that share their products of matrices; returns those that made no progress."""
+        problem, failed = Without(risk, removals), []
+        rows = torch.arange(len(removals))
+        theta_kp = risk.theta.double().repeat(len(removals), 1)
+        gradient_kp, before_k = problem.first_gradients(theta_kp[:1]), torch.full((len(removals),), torch.inf)
+        for step in range(self.max_steps + 1):
+            norm_k = gradient_kp.norm(dim=1).cpu()
+            done = norm_k <= self.tolerance
+            stuck = ~done & (~(norm_k <= CONTRACTION * before_k) | (step == self.max_steps))
+            for k in done.nonzero()[:, 0].tolist():
+                yield Refitted(removals[int(rows[k])], theta_kp[k].clone(), float(norm_k[k]), step)
+            failed += [removals[int(row)] for row in rows[stuck]]
+            going = ~(done | stuck)
+            if not bool(going.any()):
+                break
+            rows, before_k = rows[going], norm_k[going]
+            theta_kp = theta_kp[going] - inverse(gradient_kp[going])
+            gradient_kp = problem.gradients(theta_kp, rows)
+        return failed
+
+
+class Without:
+    """The risks without one example each: gradients at as many parameter vectors."""
+
+    def __init__(self, risk: LinearRisk, removals: Sequence[Removal]) -> None:
+        self.risk = risk
+        self.leaves_k = torch.tensor([removal is not None for removal in removals], device=risk.device)
+        self.removed = risk.read(risk.train, torch.tensor([removal or 0 for removal in removals]))
+        self.batch_size = max(64, PRODUCT // (len(removals) * risk.num_outputs))
+
+    def first_gradients(self, theta_1p: Tensor) -> Tensor:
+        """All at the same parameters, (K, p): one sweep that does not depend on K."""
+        count = len(self.leaves_k)
+        return self._without(self._totals(theta_1p).expand(count, -1, -1), theta_1p.expand(count, -1), slice(None))
+
+    def gradients(self, theta_kp: Tensor, rows: Tensor) -> Tensor:
+        """Of the removals `rows`, each at its own parameters, (K, p)."""
+        return self._without(self._totals(theta_kp), theta_kp, rows.to(self.leaves_k.device))
+
+    def _totals(self, theta_kp: Tensor) -> Tensor:
+        """Sum of all examples' gradients at each parameter vector, (K, C, F)."""
+        weights_kcf = self.risk.matrix(theta_kp)
+        total_df = torch.zeros_like(weights_kcf).flatten(0, 1)  # d: K * C
+        for _, batch in self.risk.train.batches(self.batch_size, self.risk.dtype, self.risk.device):
+            design_bf, losses = linear(self.risk, batch)
+            outputs_bkc = (design_bf @ weights_kcf.flatten(0, 1).T).unflatten(1, weights_kcf.shape[:2])
+            total_df += slopes(vmap(losses, 1, 1), outputs_bkc).flatten(1).T @ design_bf
+        return total_df.view_as(weights_kcf)
+
+    def _without(self, total_kcf: Tensor, theta_kp: Tensor, rows: Tensor | slice) -> Tensor:
+        """Gradients of the risks from the sums over all examples."""
+        design_kf, losses = linear(self.risk, rows_of(self.removed, rows))
+        outputs_kc = torch.einsum("kf,kcf->kc", design_kf, self.risk.matrix(theta_kp))
+        leaves_k = self.leaves_k[rows].to(outputs_kc)
+        own_kcf = (leaves_k[:, None] * slopes(losses, outputs_kc))[:, :, None] * design_kf[:, None]
+        mean_kcf = (total_kcf - own_kcf) / (len(self.risk.train) - leaves_k)[:, None, None]
+        with torch.no_grad():
+            return self.risk.vector(mean_kcf) + vmap(grad(self.risk.penalty))(theta_kp)
+
+
+def linear(risk: LinearRisk, batch: Any) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Features (B, F) of a raw batch in float64, a bias's ones last, and its losses as a function of outputs (B, C)."""
+    with torch.no_grad():
+        parts = risk.module.linear_parts(batch)
+        design_bf = parts.design.double()
+        ones = [torch.ones_like(design_bf[:, :1])] if risk.bias else []
+        return torch.cat([design_bf, *ones], 1) if ones else design_bf, parts.losses
+
+
+def slopes(losses: Callable[[Tensor], Tensor], outputs: Tensor) -> Tensor:
+    """Derivative of every loss in its outputs."""
+    with torch.no_grad():
+        return grad(lambda z: losses(z).sum())(outputs)

@@ -1,0 +1,130 @@
+"""Retraining of any model, one removal at a time, by L-BFGS or by Adam as the paper does for its network.
+
+A network is rarely at a minimum: some more training would change it without leaving anything out. So a control is
+trained in the same way on all examples, and what it changes is subtracted (retrain.py).
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from quintet.errors import UserError
+from quintet.models.influence.refit import Refitted, Removal
+from quintet.models.influence.risk import EmpiricalRisk, has_recurrence
+
+
+@dataclass
+class Lbfgs:
+    """Full-batch L-BFGS with a strong Wolfe line search until |gradient| <= tolerance, or max_iterations."""
+
+    tolerance: float = 1e-8
+    max_iterations: int = 1000
+    history_size: int = 50
+
+    def run(self, risk: EmpiricalRisk, removals: Sequence[Removal]) -> Iterator[Refitted]:
+        """Refit without each of `removals`."""
+        for removal in removals:
+            yield self._one(risk, removal)
+
+    def _one(self, risk: EmpiricalRisk, removal: Removal) -> Refitted:
+        theta = risk.theta.clone().requires_grad_()
+        optimizer = torch.optim.LBFGS(
+            [theta],
+            max_iter=self.max_iterations,
+            max_eval=100 * self.max_iterations,
+            tolerance_grad=self.tolerance / math.sqrt(risk.num_params),  # of the largest entry: then of the norm too
+            tolerance_change=0.0,
+            history_size=self.history_size,
+            line_search_fn="strong_wolfe",
+        )
+        optimizer.step(lambda: value_and_gradient(risk, theta, removal))
+        iterations = optimizer.state[theta].get("n_iter", 0)
+        value_and_gradient(risk, theta, removal)  # the last evaluation may be of a point that was not taken
+        return Refitted(removal, theta.detach(), float(theta.grad.norm()), iterations)
+
+
+@dataclass
+class Adam:
+    """`steps` of Adam at a constant rate; every removal sees the same batches in the same order, itself left out.
+
+    together: removals that take each step at once, which a GPU likes; the model's operations must allow vmap.
+    """
+
+    steps: int = 1000
+    lr: float = 1e-5
+    batch_size: int = 500
+    together: int = 1
+    seed: int = 0
+
+    def run(self, risk: EmpiricalRisk, removals: Sequence[Removal]) -> Iterator[Refitted]:
+        """Refit without each of `removals`."""
+        if self.batch_size > len(risk.train):
+            raise UserError(f"retrain.batch_size={self.batch_size}: there are {len(risk.train)} training examples")
+        for start in range(0, len(removals), self.together):
+            some = removals[start : start + self.together]
+            theta_kp = self._train(risk, some)
+            for removal, theta in zip(some, theta_kp, strict=True):
+                final = theta.clone().requires_grad_()
+                value_and_gradient(risk, final, removal)
+                yield Refitted(removal, theta.clone(), float(final.grad.norm()), self.steps)
+
+    def _train(self, risk: EmpiricalRisk, removals: Sequence[Removal]) -> Tensor:
+        """Parameters (K, p) after all steps; Adam takes each number alone, so that K of them are one optimiser's."""
+        theta_kp = risk.theta.repeat(len(removals), 1).requires_grad_()
+        optimizer = torch.optim.Adam([theta_kp], lr=self.lr)
+        left_k1 = torch.tensor([-1 if removal is None else removal for removal in removals])[:, None]
+        for rows_b in batch_order(len(risk.train), self.batch_size, self.steps, self.seed):
+            # weighted so that an epoch's mean is the mean over those that stay
+            count_k1 = len(risk.train) - (left_k1 >= 0).to(risk.dtype)
+            weight_kb = (rows_b != left_k1) * len(risk.train) / count_k1 / len(rows_b)
+            batch = risk.read(risk.train, rows_b)
+            optimizer.zero_grad()
+            with plain_kernels(risk):
+                (weight_kb.to(risk.device) * _losses(risk, theta_kp, batch)).sum().backward()
+                sum(risk.penalty(theta) for theta in theta_kp).backward()
+            optimizer.step()
+        return theta_kp.detach()
+
+
+def _losses(risk: EmpiricalRisk, theta_kp: Tensor, batch: Any) -> Tensor:
+    """(K, B)."""
+    if len(theta_kp) == 1:
+        return risk.losses(theta_kp[0], batch)[None]
+    return vmap(lambda theta: risk.losses(theta, batch))(theta_kp)
+
+
+def batch_order(count: int, size: int, steps: int, seed: int) -> Iterator[Tensor]:
+    """Positions (size,) of each step's batch: epochs of random order, what does not fill a batch is dropped."""
+    generator, taken = torch.Generator().manual_seed(seed), 0
+    while taken < steps:
+        whole = torch.randperm(count, generator=generator).split(size)[: count // size]
+        yield from whole[: steps - taken]
+        taken += len(whole)
+
+
+def value_and_gradient(risk: EmpiricalRisk, theta: Tensor, removal: Removal) -> float:
+    """The risk without an example at `theta`, whose .grad is set; the others' mean is over those that stay."""
+    count, value = len(risk.train) - (removal is not None), 0.0
+    theta.grad = None
+    with torch.enable_grad(), plain_kernels(risk):
+        for place, batch in risk.train.batches(risk.batch_size, risk.dtype, risk.device):
+            losses_b = risk.losses(theta, batch)
+            if removal is not None and place.start <= removal < place.stop:
+                here = removal - place.start
+                losses_b = torch.cat([losses_b[:here], losses_b[here + 1 :]])
+            mean = losses_b.sum() / count
+            mean.backward()
+            value += float(mean.detach())
+        penalty = risk.penalty(theta)
+        penalty.backward()
+    return value + float(penalty.detach())
+
+
+def plain_kernels(risk: EmpiricalRisk) -> Any:
+    """cuDNN's recurrent kernels have no backward pass in eval mode."""
+    return torch.backends.cudnn.flags(enabled=not has_recurrence(risk.module))
