@@ -1,8 +1,9 @@
 """Leave-one-out minima of a convex linear model, many removals at once: Newton's method that keeps its first Hessian.
 
 R_-i = 1/(n-1) sum over j != i of L_j, plus the L2 term, has nearly the Hessian of R, so that one Cholesky factor serves
-all removals and steps, each of which shrinks a gradient to a small part. The gradients of all K parameter vectors are
-two products of matrices: outputs X Theta^T, and the losses' slopes times X.
+all removals and steps. What an example with much leverage bends is learned on the way: the factor is where each
+removal's L-BFGS starts from. The gradients of all K parameter vectors are two products of matrices: outputs X Theta^T,
+and the losses' slopes times X.
 Legend: n training examples, B of a batch, F features (ones last for a bias), C outputs, K removals, p = C * F.
 """
 
@@ -25,7 +26,8 @@ from quintet.models.influence.solvers.direct import dense_hessian
 log = logging.getLogger(__name__)
 BLOCK = 4 << 20  # numbers of the parameter vectors retrained together
 PRODUCT = 8 << 20  # numbers of their outputs for a batch of examples
-CONTRACTION = 0.7  # a step that leaves more of the gradient is no progress
+PROGRESS, PATIENCE = 0.5, 5  # steps in which the gradient must have come down to that part of its least
+MEMORY = 8  # steps whose curvature is remembered
 RIDGE = 1e-9  # of the mean curvature, where a common bias of all classes is a direction without any
 
 
@@ -33,7 +35,8 @@ RIDGE = 1e-9  # of the mean curvature, where a common bias of all classes is a d
 class ChordNewton:
     """Until |gradient| <= tolerance, in float64. dense_params: above it conjugate gradients stand for the factor.
 
-    Removals whose steps do not contract (a minimum far off, curvature that changes on the way) are left to L-BFGS.
+    Full steps only: removals that make no progress (a minimum far off, curvature that changes on the way) are left to
+    L-BFGS with a line search.
     """
 
     tolerance: float = 1e-8
@@ -50,7 +53,7 @@ class ChordNewton:
             for start in range(0, len(removals), size):
                 left += yield from self._block(risk, inverse, removals[start : start + size])
         if left:
-            log.warning("Newton's steps do not contract for %d of %d: L-BFGS for them", len(left), len(removals))
+            log.warning("Newton's steps do not converge for %d of %d: L-BFGS for them", len(left), len(removals))
             yield from Lbfgs(self.tolerance, self.max_iterations).run(risk, left)
 
     def _inverse(self, risk: LinearRisk) -> Callable[[Tensor], Tensor] | None:
@@ -66,24 +69,62 @@ class ChordNewton:
     def _block(self, risk: LinearRisk, inverse: Callable[[Tensor], Tensor],
                removals: Sequence[Removal]) -> Generator[Refitted, None, list[Removal]]:  # fmt: skip
         """Removals that share their products of matrices; returns those that made no progress."""
-        problem, failed = Without(risk, removals), []
-        rows = torch.arange(len(removals))
-        theta_kp = risk.theta.double().repeat(len(removals), 1)
-        gradient_kp, before_k = problem.first_gradients(theta_kp[:1]), torch.full((len(removals),), torch.inf)
+        problem, failed, history = Without(risk, removals), [], History(inverse)
+        theta_kp, rows = risk.theta.double().repeat(len(removals), 1), torch.arange(len(removals))
+        gradient_kp = problem.first_gradients(theta_kp)
+        least_k, patience_k = torch.full((len(removals),), torch.inf), torch.full((len(removals),), PATIENCE)
         for step in range(self.max_steps + 1):
             norm_k = gradient_kp.norm(dim=1).cpu()
+            progress = norm_k <= PROGRESS * least_k
+            patience_k = torch.where(progress, PATIENCE, patience_k - 1)
+            least_k = torch.where(progress, norm_k, least_k)
             done = norm_k <= self.tolerance
-            stuck = ~done & (~(norm_k <= CONTRACTION * before_k) | (step == self.max_steps))
+            stuck = ~done & ((patience_k == 0) | ~norm_k.isfinite() | (step == self.max_steps))
             for k in done.nonzero()[:, 0].tolist():
                 yield Refitted(removals[int(rows[k])], theta_kp[k].clone(), float(norm_k[k]), step)
             failed += [removals[int(row)] for row in rows[stuck]]
             going = ~(done | stuck)
             if not bool(going.any()):
                 break
-            rows, before_k = rows[going], norm_k[going]
-            theta_kp = theta_kp[going] - inverse(gradient_kp[going])
+            rows, least_k, patience_k = rows[going], least_k[going], patience_k[going]
+            before_kp, slope_kp = theta_kp[going], gradient_kp[going]
+            history.keep(going)
+            theta_kp = before_kp - history.solve(slope_kp)
             gradient_kp = problem.gradients(theta_kp, rows)
+            history.add(theta_kp - before_kp, gradient_kp - slope_kp)
         return failed
+
+
+class History:
+    """L-BFGS's inverse of K Hessians (Nocedal and Wright, algorithm 7.4) that starts from one they nearly share.
+
+    A pair is a step (K, p), the change of gradient (K, p) and 1 over their product (K, 1).
+    """
+
+    def __init__(self, inverse: Callable[[Tensor], Tensor]) -> None:
+        self.inverse = inverse
+        self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def add(self, step_kp: Tensor, change_kp: Tensor) -> None:
+        product_k1 = (step_kp * change_kp).sum(1, keepdim=True)
+        weight_k1 = torch.where(product_k1 > 0, 1 / product_k1, 0.0)  # 0: nothing to learn
+        self.pairs = [*self.pairs, (step_kp, change_kp, weight_k1)][-MEMORY:]
+
+    def keep(self, which: Tensor) -> None:
+        """Only these removals go on."""
+        if not bool(which.all()):
+            self.pairs = [tuple(part[which.to(part.device)] for part in pair) for pair in self.pairs]
+
+    def solve(self, gradient_kp: Tensor) -> Tensor:
+        """(K, p) inverse Hessians times gradients."""
+        shares = []
+        for step_kp, change_kp, weight_k1 in reversed(self.pairs):
+            shares.append(weight_k1 * (step_kp * gradient_kp).sum(1, keepdim=True))
+            gradient_kp = gradient_kp - shares[-1] * change_kp
+        found_kp = self.inverse(gradient_kp)
+        for (step_kp, change_kp, weight_k1), share_k1 in zip(self.pairs, reversed(shares), strict=True):
+            found_kp = found_kp + step_kp * (share_k1 - weight_k1 * (change_kp * found_kp).sum(1, keepdim=True))
+        return found_kp
 
 
 class Without:
@@ -95,10 +136,9 @@ class Without:
         self.removed = risk.read(risk.train, torch.tensor([removal or 0 for removal in removals]))
         self.batch_size = max(64, PRODUCT // (len(removals) * risk.num_outputs))
 
-    def first_gradients(self, theta_1p: Tensor) -> Tensor:
+    def first_gradients(self, theta_kp: Tensor) -> Tensor:
         """All at the same parameters, (K, p): one sweep that does not depend on K."""
-        count = len(self.leaves_k)
-        return self._without(self._totals(theta_1p).expand(count, -1, -1), theta_1p.expand(count, -1), slice(None))
+        return self._without(self._totals(theta_kp[:1]).expand(len(theta_kp), -1, -1), theta_kp, slice(None))
 
     def gradients(self, theta_kp: Tensor, rows: Tensor) -> Tensor:
         """Of the removals `rows`, each at its own parameters, (K, p)."""

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quintet.models.influence.chord_newton import linear
 from quintet.models.influence.linear_risk import LinearRisk
 from quintet.models.influence.losses import signs
-from quintet.models.influence.chord_newton import linear
 from quintet.models.influence.refit import Refitted, Removal
 from quintet.models.influence.svm import fit_hinge, leave_out
 

@@ -7,7 +7,7 @@ C outputs, K vectors, p = C * F parameters.
 """
 
 from collections.abc import Callable, Iterator
-from itertools import combinations_with_replacement
+from itertools import combinations, combinations_with_replacement
 from typing import Any, NamedTuple
 
 import torch
@@ -132,7 +132,7 @@ class LinearRisk(EmpiricalRisk):
         for _, batch in self.batches():
             for a, b in combinations_with_replacement(range(self.num_outputs), 2):
                 blocks[a, :, b] += batch.design.T @ (batch.curvature[:, a, b, None] * batch.design)
-        for a, b in combinations_with_replacement(range(self.num_outputs), 2):
+        for a, b in combinations(range(self.num_outputs), 2):
             blocks[b, :, a] = blocks[a, :, b].T
         order = self.vector(torch.arange(self.num_params, dtype=torch.float64).view(1, self.num_outputs, -1))
         order = order[0].long().to(self.device)

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from quintet.data.store import digest
 from quintet.errors import UserError
+from quintet.models.influence.chord_newton import ChordNewton, linear
 from quintet.models.influence.control import Adam, Lbfgs
 from quintet.models.influence.examples import Examples
 from quintet.models.influence.hinge_path import HingePath, is_hinge
 from quintet.models.influence.linear_risk import LinearRisk, make_risk
-from quintet.models.influence.chord_newton import ChordNewton, linear
 from quintet.models.influence.refit import Refit, Refitted, Removal
 from quintet.models.influence.risk import EmpiricalRisk
 from quintet.models.influence.store import weights_digest
