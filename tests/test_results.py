@@ -91,6 +91,14 @@ def test_notes_lose_private_paths_too(tmp_path):
     assert record["rows"][0]["value"] == "failed: no <path>"
 
 
+def test_a_plot_beside_the_json_is_shown_below_its_table(tmp_path):
+    write(tmp_path / "wavenet_x.json")
+    write(tmp_path / "wavenet_y.json")
+    (tmp_path / "wavenet_y.png").write_bytes(b"")
+    page = results.render(tmp_path, tmp_path / "page.md")
+    assert page.count("![") == 1 and page.index("(wavenet_y)") < page.index("![A run](results/wavenet_y.png)")
+
+
 def test_numpy_and_non_finite_values_become_plain_json(tmp_path):
     rows = [{"metric": "a", "value": np.float32(0.5), "unit": ""}, {"metric": "b", "value": float("nan"), "unit": ""}]
     write(tmp_path / "a.json", rows=rows)

@@ -1,6 +1,7 @@
 """Published numbers: one small JSON per result under docs/results/, and the page docs/results.md made from them.
 
-`python -m quintet.results` (or `make results`) regenerates the page; no number on it is typed by hand.
+`python -m quintet.results` (or `make results`) regenerates the page; no number on it is typed by hand. A plot of the same
+name beside the JSON is shown below its table.
 """
 
 import json
@@ -19,6 +20,7 @@ from quintet.machine import hardware, versions
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS_DIR, PAGE = REPOSITORY / "docs/results", REPOSITORY / "docs/results.md"
 PAPERS = {  # by the first word of a file's name
+    "influence": "Influence functions (Koh and Liang 2017, arXiv 1703.04730)",
     "rare": "Learning to Remember Rare Events (Kaiser et al. 2017, arXiv 1703.03129)",
     "wavenet": "WaveNet (van den Oord et al. 2016, arXiv 1609.03499)",
 }
@@ -147,7 +149,7 @@ def render(results_dir=RESULTS_DIR, page=PAGE) -> str:
     paths = sorted(Path(results_dir).glob("*.json"))
     groups: dict[str, list[str]] = {}
     for path in paths:
-        groups.setdefault(path.stem.split("_")[0], []).append(_section(path.stem, read_result(path)))
+        groups.setdefault(path.stem.split("_")[0], []).append(_section(path, read_result(path)))
     parts = [HEADER] if paths else [HEADER, "\nNo result has been published yet.\n"]
     for name, sections in sorted(groups.items()):
         parts += [f"\n## {PAPERS.get(name, name.capitalize())}\n", *sections]
@@ -156,11 +158,14 @@ def render(results_dir=RESULTS_DIR, page=PAGE) -> str:
     return text
 
 
-def _section(name: str, record: dict) -> str:
+def _section(path: Path, record: dict) -> str:
+    name = path.stem
     lines = [f"\n### {record['title']} ({name})\n", "| metric | ours | paper | unit | note |", "|---|---|---|---|---|"]
     for row in record["rows"]:
         cells = (row["metric"], row["value"], row["paper"], row["unit"], row["note"])
         lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+    if path.with_suffix(".png").is_file():
+        lines.append(f"\n![{record['title']}](results/{name}.png)")
     data = f"**subset** of the data: {record['data']}" if record["subset"] else f"data: {record['data']}"
     state = f"{record['commit']}{' + uncommitted changes' if record['dirty'] else ''}"
     lines += [

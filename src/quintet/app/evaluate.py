@@ -1,7 +1,11 @@
-"""What eval.py does: load a run on one device, run a protocol, write a JSON and print a table."""
+"""What eval.py does: load a run on one device, run a protocol, write a JSON and print a table.
+
+A protocol whose `picture` names a plot under the run directory has it published beside the JSON.
+"""
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -13,12 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 from quintet.app.build import build
-from quintet.app.config import REPOSITORY
 from quintet.app.processes import process_group, rank, trainer_settings, world_size
 from quintet.callbacks.checkpoint import load_checkpoint
 from quintet.errors import UserError
 from quintet.models.plain import check_facts
-from quintet.results import write_result
+from quintet.results import RESULTS_DIR, write_result
 
 
 def evaluate(cfg: DictConfig, request: DictConfig, command: str) -> dict[str, float]:
@@ -39,17 +42,20 @@ def evaluate(cfg: DictConfig, request: DictConfig, command: str) -> dict[str, fl
     module.to(trainer.strategy.root_device).eval()
     folder = run_dir / "eval" / protocol_name(request.protocol)
     folder.mkdir(parents=True, exist_ok=True)
-    metrics = run_protocol(request.protocol, trainer, module, datamodule, folder)
+    protocol = build(request.protocol)
+    metrics = run_protocol(protocol, request.protocol, trainer, module, datamodule, folder)
     seconds = time.perf_counter() - start
     if rank():  # torchrun's other processes have only helped
         return metrics
     report(cfg, request, metrics, folder, command, seconds)
+    if request.publish and getattr(protocol, "picture", None):
+        shutil.copyfile(run_dir / protocol.picture, RESULTS_DIR / f"{request.publish}.png")
     return metrics
 
 
-def run_protocol(node: DictConfig, trainer: Any, module: Any, datamodule: Any, folder: Path) -> dict[str, float]:
+def run_protocol(protocol: Any, node: DictConfig, trainer: Any, module: Any, datamodule: Any,
+                 folder: Path) -> dict[str, float]:  # fmt: skip
     """Lightning's test loop for `protocol=test`, else the protocol object on the ready module."""
-    protocol = build(node)
     if protocol_name(node) == "test" and world_size() == 1:
         results = trainer.test(module, datamodule=datamodule, verbose=False)
         return {k: float(v) for result in results for k, v in result.items()}
@@ -94,7 +100,7 @@ def report(
     rows = [{"metric": k, "value": v, "unit": unit_of(k), "paper": paper.get(k)} for k, v in metrics.items()]
     paths = [folder / "result.json"]
     if request.publish:
-        paths.append(REPOSITORY / "docs" / "results" / f"{request.publish}.json")
+        paths.append(RESULTS_DIR / f"{request.publish}.json")
     for path in paths:
         write_result(
             path,
