@@ -3,16 +3,20 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from quintet.errors import UserError
+from quintet.models.influence.newton import Design, fit_logistic
 from quintet.models.influence.svm import fit_hinge, fit_smooth_hinge
 from quintet.models.optimizer import OptimizerConfig
 
 log = logging.getLogger(__name__)
 FULL_BATCH = ("lbfgs", "exact_hinge")
+Problem = Callable[[], tuple[Tensor, Tensor]]  # features (n, F) and signs (n,) of the training split
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,9 @@ class FitConfig(OptimizerConfig):
     """Everything under `model.optimizer`.
 
     lbfgs: L-BFGS on the whole training split; an optimiser step is up to `max_iter` iterations, and training ends when
-    no entry of the gradient is above `tolerance_grad`. exact_hinge: the SVM's minimum in one step (svm.py).
+    no entry of the gradient is above `tolerance_grad`. Logistic regression of two classes, in float64 and with an L2
+    term, is finished by Newton's method (newton.py) where that leaves it short: badly scaled columns, as hospital data
+    have, bring L-BFGS to a halt. exact_hinge: the SVM's minimum in one step (svm.py).
     """
 
     names = ("lbfgs", "exact_hinge", "adam", "sgd")
@@ -48,27 +54,65 @@ class FitConfig(OptimizerConfig):
         return self.name in FULL_BATCH
 
 
-def build_lbfgs(module: nn.Module, config: FitConfig) -> torch.optim.LBFGS:
-    """L-BFGS with a strong Wolfe line search that stops for the gradient alone, not for small changes."""
-    return torch.optim.LBFGS(
-        module.parameters(),
-        max_iter=config.max_iter,
-        max_eval=100 * config.max_iter,
-        tolerance_grad=config.tolerance_grad,
-        tolerance_change=0.0,
-        history_size=config.history_size,
-        line_search_fn="strong_wolfe",
-    )
+def build_lbfgs(module: nn.Module, config: FitConfig, problem: Problem | None = None) -> "Lbfgs":
+    """L-BFGS with a strong Wolfe line search that stops for the gradient alone, not for small changes.
+
+    problem: of a logistic regression that Newton's method shall finish.
+    """
+    settings = {
+        "max_iter": config.max_iter,
+        "max_eval": 100 * config.max_iter,
+        "tolerance_grad": config.tolerance_grad,
+        "tolerance_change": 0.0,
+        "history_size": config.history_size,
+        "line_search_fn": "strong_wolfe",
+    }
+    if problem is None:
+        return Lbfgs(module.parameters(), **settings)
+    bias_l2 = module.l2 if module.decay_bias else 0.0
+    return Lbfgs(module.parameters(), LogisticFinish(module.network.top, problem, module.l2, bias_l2), **settings)
+
+
+class Lbfgs(torch.optim.LBFGS):
+    """L-BFGS; `finish(tolerance)` then moves the parameters on, and says whether it did."""
+
+    def __init__(self, params: Any, finish: Callable[[float], bool] | None = None, **settings: Any) -> None:
+        super().__init__(params, **settings)
+        self.finish = finish
+
+    def step(self, closure: Callable[[], Tensor]) -> Tensor:
+        """Up to max_iter iterations, and the finish."""
+        loss = super().step(closure)
+        if self.finish is not None and self.finish(self.param_groups[0]["tolerance_grad"]):
+            self.state.clear()  # its memory of the curvature ends where the parameters were
+        return loss
+
+
+class LogisticFinish:
+    """Moves a linear layer with one output on to the minimum of mean log(1 + exp(-y z)) and its L2 term."""
+
+    def __init__(self, top: nn.Linear, problem: Problem, l2: float, bias_l2: float) -> None:
+        self.top, self.problem, self.l2, self.bias_l2 = top, problem, l2, bias_l2
+
+    def __call__(self, tolerance: float) -> bool:
+        rows_nd, decay_d = hinge_rows(*self.problem(), self.l2, self.bias_l2 if self.top.bias is not None else None)
+        parts = [self.top.weight, *([] if self.top.bias is None else [self.top.bias])]
+        start_d = torch.cat([part.detach().flatten() for part in parts])
+        rows_nd, decay_d, start_d = (part.cpu().numpy() for part in (rows_nd, decay_d, start_d))
+        fit = fit_logistic(Design(rows_nd), np.ones(len(rows_nd)), decay_d, start_d, tolerance)
+        if fit.steps:
+            log.info("finished by Newton's method: %d steps, gradient norm %.2g", fit.steps, fit.gradient_norm)
+            write_linear(self.top, torch.from_numpy(fit.theta))
+        return bool(fit.steps)
 
 
 class ExactHinge(torch.optim.Optimizer):
     """Sets a linear layer with one output to the minimum of the mean SmoothHinge(., t) and its L2 term.
 
-    problem: called once a step, gives (features (n, F), signs (n,)). gap: of the last fit at t = 0, see HingeFit.
+    problem: called once a step. gap: of the last fit at t = 0, see HingeFit.
     """
 
-    def __init__(self, top: nn.Linear, problem: Callable[[], tuple[Tensor, Tensor]], l2: float, bias_l2: float,
-                 t: float) -> None:  # fmt: skip
+    def __init__(self, top: nn.Linear, problem: Problem, l2: float, bias_l2: float, t: float) -> None:  # fmt: skip
         super().__init__(top.parameters(), {})
         self.top, self.problem, self.l2, self.bias_l2, self.t = top, problem, l2, bias_l2, t
         self.gap: float | None = None
@@ -81,12 +125,17 @@ class ExactHinge(torch.optim.Optimizer):
         else:
             fit = fit_hinge(rows_nd, decay_d)
             theta, self.gap = fit.theta, fit.gap
-        with torch.no_grad():
-            self.top.weight.copy_(theta[: self.top.in_features])
-            if self.top.bias is not None:
-                self.top.bias.copy_(theta[-1])
+        write_linear(self.top, theta)
         with torch.enable_grad():
             return closure()
+
+
+def write_linear(top: nn.Linear, theta_d: Tensor) -> None:
+    """Parameters of a layer with one output, the bias last."""
+    with torch.no_grad():
+        top.weight.copy_(theta_d[: top.in_features])
+        if top.bias is not None:
+            top.bias.copy_(theta_d[-1])
 
 
 def hinge_rows(features_nf: Tensor, signs_n: Tensor, l2: float, bias_l2: float | None) -> tuple[Tensor, Tensor]:

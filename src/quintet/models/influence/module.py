@@ -19,7 +19,7 @@ from quintet.errors import UserError
 from quintet.models.influence.lbfgs import ExactHinge, FitConfig, build_lbfgs
 from quintet.models.influence.linear_risk import LinearParts
 from quintet.models.influence.losses import loss_of, signs
-from quintet.models.influence.network import NetworkConfig
+from quintet.models.influence.network import AllCnn, NetworkConfig
 from quintet.models.influence.rbf import RbfMachine
 from quintet.models.influence.settings import build_network, check_labels, check_settings
 from quintet.models.optimizer import build_optimizer, from_mapping
@@ -185,13 +185,17 @@ class ClassifierModule(LightningModule):
     def configure_optimizers(self) -> Any:
         config = self.optimizer_config
         if config.name == "lbfgs":
-            return build_lbfgs(self, config)
+            return build_lbfgs(self, config, self._problem if self._newton_can_finish() else None)
         if config.name == "exact_hinge":
             bias_l2 = self.l2 if self.decay_bias else 0.0
-            return ExactHinge(self.network.top, self._hinge_problem, self.l2, bias_l2, self.smoothness)
+            return ExactHinge(self.network.top, self._problem, self.l2, bias_l2, self.smoothness)
         return build_optimizer(self, config)
 
-    def _hinge_problem(self) -> tuple[Tensor, Tensor]:
+    def _newton_can_finish(self) -> bool:
+        linear = not isinstance(self.network, AllCnn) and self.network.top.weight.dtype == torch.float64
+        return linear and self.loss == "logistic" and self.l2 > 0 and self._datamodule() is not None
+
+    def _problem(self) -> tuple[Tensor, Tensor]:
         """Features (n, F) and signs (n,) of the training split."""
         top, data = self.network.top, self._datamodule()
         if data is None:
