@@ -6,6 +6,7 @@ Legend: n training examples, B of a batch, K vectors, p chosen parameters.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,10 +15,9 @@ from torch.func import functional_call, grad, jvp, vmap
 
 from quintet.errors import UserError
 from quintet.models.influence.derivatives import Derivatives
-from quintet.models.influence.examples import Examples
+from quintet.models.influence.examples import Examples, tensors
+from quintet.models.influence.memory import examples_at_once, saved_bytes, vectors_at_once
 from quintet.models.influence.selection import Selection
-
-CHUNK = 64 << 20  # numbers that one chunk of vectors times examples may hold
 
 
 class _Call(nn.Module):
@@ -35,12 +35,13 @@ class EmpiricalRisk:
     """R at the module's present parameters, with its `regularisation()` (or Adam's weight decay) as the L2 term.
 
     module: anything with `example_losses(batch) -> (B,)`; it is evaluated in eval mode. params: patterns over parameter
-    names; the others are held fixed. batch_size: examples at a time. With torch.distributed running, every rank takes
-    its share of the batches and all get the sums. Errors: UserError for a module without example_losses.
+    names; the others are held fixed. batch_size: examples at a time, null: as many as memory.py allows. With
+    torch.distributed running, every rank takes its share of the batches and all get the sums. Errors: UserError for a
+    module without example_losses.
     """
 
     def __init__(self, module: nn.Module, train: Examples, params: str | Sequence[str] = "*",
-                 batch_size: int = 512) -> None:  # fmt: skip
+                 batch_size: int | None = None) -> None:  # fmt: skip
         if not callable(getattr(module, "example_losses", None)):
             raise UserError(
                 f"{type(module).__name__} has no example_losses(batch) -> (B,): influence functions need each example's"
@@ -50,10 +51,12 @@ class EmpiricalRisk:
         self.selection = Selection(module, params)
         self.theta = self.selection.read(module)
         self.dtype, self.device = self.theta.dtype, self.theta.device
-        self.batch_size = batch_size
         self._call = _Call(module)
         self._decay = weight_decay(module)
         self._mode: Derivatives | None = None
+        self.batch_size = batch_size or examples_at_once(
+            self.example_bytes, self.num_params, self.theta.element_size(), self.device
+        )
 
     @property
     def num_params(self) -> int:
@@ -67,6 +70,13 @@ class EmpiricalRisk:
             with self._quiet():
                 self._mode = Derivatives(self.losses, self.theta, self.read(self.train, slice(0, 3)))
         return self._mode
+
+    @cached_property
+    def example_bytes(self) -> int:
+        """What the backward pass of an example's loss keeps."""
+        few = self.read(self.train, slice(0, 3))
+        with self._quiet():
+            return saved_bytes(lambda theta_p: self.losses(theta_p, few), self.theta) // min(3, len(self.train))
 
     def read(self, examples: Examples, rows: slice | Tensor) -> Any:
         """Examples as a batch in the model's precision."""
@@ -121,8 +131,7 @@ class EmpiricalRisk:
 
     def batch_hvp(self, batch: Any, vectors_kp: Tensor) -> Tensor:
         """Sum of the examples' Hessians, without the L2 term, times each vector, (K, p)."""
-        size = max(1, CHUNK // max(1, self.num_params))
-        return torch.cat([self.mode.hvp(self.theta, batch, part) for part in vectors_kp.split(size)])
+        return torch.cat([self.mode.hvp(self.theta, batch, part) for part in self._split(batch, vectors_kp)])
 
     def penalty_hvp(self, vectors_kp: Tensor) -> Tensor:
         """Hessian of the L2 term times each vector, (K, p)."""
@@ -132,7 +141,13 @@ class EmpiricalRisk:
     def directional(self, batch: Any, vectors_kp: Tensor) -> Tensor:
         """grad L(z_i), without its L2 term, times each vector, (K, B)."""
         with self._quiet():
-            return self.mode.directional(self.theta, batch, vectors_kp)
+            return torch.cat(
+                [self.mode.directional(self.theta, batch, part) for part in self._split(batch, vectors_kp)]
+            )
+
+    def _split(self, batch: Any, vectors_kp: Tensor) -> Sequence[Tensor]:
+        """As many vectors at a time as memory allows."""
+        return vectors_kp.split(vectors_at_once(self.example_bytes, len(tensors(batch)[0]), self.device))
 
     def example_gradients(self, batch: Any) -> Tensor:
         """grad L(z_i) without its L2 term, (B, p)."""
