@@ -95,7 +95,7 @@ def test_an_example_that_becomes_extreme_needs_shorter_steps():
 
 
 def test_a_singular_hessian_is_said_so():
-    rows_np, signs_n, decay_p = problem(False)
+    rows_np, signs_n, _ = problem(False)
     rows_np = torch.cat([rows_np, torch.zeros_like(rows_np[:, :1])], 1)
     with pytest.raises(UserError, match=r"singular: fit the run with model\.l2 above 0"):
         AlteredFits(
