@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -37,6 +38,7 @@ class Tried(NamedTuple):
     predicted: float
     largest_move: float  # in levels
     same_bytes: bool  # rounded to 8 bits, the moved images are the originals
+    seconds: float  # its share of what ran side by side
 
     @property
     def flipped(self) -> bool:
@@ -124,11 +126,12 @@ class Attack:
             left = [q for q in queries if not (tried[q] and tried[q][-1].flipped)]
             together = max(1, self.config.images_at_once // count)
             for start in range(0, len(left), together):
-                some = left[start : start + together]
+                some, started = left[start : start + together], time.perf_counter()
                 found = problem.run([Attempt(q, order[q][rank : rank + count]) for q in some])
+                seconds = (time.perf_counter() - started) / len(some)
                 for query, one in zip(some, found, strict=True):
                     images = order[query][rank : rank + count]
-                    tried[query].append(self._kept(problem, count, rank, images, one))
+                    tried[query].append(kept(problem, count, rank, images, one, seconds))
                     store.save_moves(query, one)
         for query in queries:
             store.save(query, tried[query])
@@ -137,11 +140,6 @@ class Attack:
         """(images, rank of the first) of each attempt in turn."""
         tries = range(self.single_tries if self.counts[0] == 1 else 1)
         return [(count, rank) for count in self.counts for rank in (tries if count == 1 else [0])]
-
-    def _kept(self, problem: PoisonedTraining, count: int, rank: int, images: list[int], one: Attacked) -> Tried:
-        originals = problem.images(images).cpu() / LEVEL
-        same = bool(((originals + one.moves).round() == originals.round()).all())
-        return Tried(count, rank, images, one.margins, one.losses, one.predicted, float(one.moves.abs().max()), same)
 
     def _write(self, out_dir: Path, datamodule: Any, tried: dict[int, list[Tried]]) -> None:
         """attack.csv: a row for each attempt. trajectories.csv: one for each of its iterations."""
@@ -199,8 +197,17 @@ class Attack:
             "attack/iterations_median": float(np.median(steps)) if steps else float("nan"),
             "attack/first_step_actual_over_predicted": float(np.median(ratios)) if ratios else float("nan"),
             "attack/same_8bit_image": float(np.mean([one.same_bytes for one in everything])),
+            "attack/seconds_of_attempts": sum(one.seconds for one in everything),  # those of earlier calls too
             "attack/largest_move_levels": max(one.largest_move for one in everything),
         }
+
+
+def kept(problem: PoisonedTraining, count: int, rank: int, images: list[int], one: Attacked, seconds: float) -> Tried:
+    """What is kept of an attempt, and whether 8 bits would have shown it."""
+    originals = problem.images(images).cpu() / LEVEL
+    same = bool(((originals + one.moves).round() == originals.round()).all())
+    largest = float(one.moves.abs().max())
+    return Tried(count, rank, images, one.margins, one.losses, one.predicted, largest, same, seconds)
 
 
 class Store:
