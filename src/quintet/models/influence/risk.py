@@ -65,10 +65,11 @@ class EmpiricalRisk:
 
     @property
     def mode(self) -> Derivatives:
-        """How derivatives are taken, found out on the first examples."""
+        """How derivatives are taken, found out on the first examples (one, where one is all that a batch holds)."""
         if self._mode is None:
             with self._quiet():
-                self._mode = Derivatives(self.losses, self.theta, self.read(self.train, slice(0, 3)))
+                few = self.read(self.train, slice(0, min(3, self.batch_size)))
+                self._mode = Derivatives(self.losses, self.theta, few)
         return self._mode
 
     @cached_property
