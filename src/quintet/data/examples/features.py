@@ -2,12 +2,10 @@
 
 import hashlib
 import logging
-import pickle
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,12 +16,12 @@ from quintet.data.examples.source import SPLITS, ExampleSource
 from quintet.data.examples.store import ArrowInputs
 from quintet.data.store import build_once, digest
 from quintet.errors import UserError
+from quintet.models.pretrained import IMAGENET, load_weights, official, read_weights, weights_file
 
 log = logging.getLogger(__name__)
 FORMAT = 1  # raise when the computed features change
 HEADS = {"mobilenet_v2": "classifier", "inception_v3": "fc"} | {f"resnet{n}": "fc" for n in (18, 34, 50, 101, 152)}
-# what torchvision's weights were trained with
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+KEY = "data.features.weights"
 INCEPTION = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
@@ -80,12 +78,12 @@ class FrozenBackbone:
 
     def network(self) -> Backbone:
         """The frozen network. Errors: UserError for weights that are missing, broken or of another network."""
-        state = self._state()
+        state = read_weights(self.name, self.weights, KEY)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # without weights: the same random network every time
             body = self._body(state)
         if state is not None:
-            self._load(body, state)
+            load_weights(body, state, f"{KEY}={self.weights} is no {self.name} of torchvision")
         setattr(body, HEADS[self.name], nn.Identity())
         return Backbone(body, self.size, *(INCEPTION if self.name == "inception_v3" else IMAGENET))
 
@@ -98,51 +96,13 @@ class FrozenBackbone:
         aux = state is None or any(key.startswith("AuxLogits.") for key in state)
         return models.inception_v3(weights=None, init_weights=False, aux_logits=aux, transform_input=False)
 
-    def _state(self) -> Mapping[str, Tensor] | None:
-        if self.weights is None:
-            return None
-        if self._official():
-            return self._official().get_state_dict(progress=False, check_hash=True)
-        path = self._file()
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"data.features.weights={self.weights} cannot be read: {reason}") from error
-        if not isinstance(state, Mapping):
-            raise UserError(f"data.features.weights={self.weights} holds no state_dict but a {type(state).__name__}")
-        return state
-
-    def _official(self) -> Any:
-        """torchvision's entry of that name, if there is one."""
-        from torchvision import models
-
-        return models.get_model_weights(self.name).__members__.get(str(self.weights))
-
-    def _file(self) -> Path:
-        path = Path(self.weights).expanduser()
-        if not path.is_file():
-            from torchvision import models
-
-            names = ", ".join(known.name for known in models.get_model_weights(self.name))
-            raise UserError(f"data.features.weights={self.weights}: no such file; give one, or {names}, or null")
-        return path
-
-    def _load(self, body: nn.Module, state: Mapping[str, Tensor]) -> None:
-        try:
-            body.load_state_dict(state, strict=True)
-        except RuntimeError as error:
-            own = body.state_dict()
-            missing, extra = [k for k in own if k not in state], [k for k in state if k not in own]
-            odd = [k for k in own if k in state and state[k].shape != own[k].shape]
-            kinds = {"missing": missing, "unknown": extra, "of another shape": odd}
-            told = "; ".join(f"{kind}: {', '.join(keys[:3])}" for kind, keys in kinds.items() if keys)
-            raise UserError(f"data.features.weights={self.weights} is no {self.name} of torchvision: {told}") from error
-
     def _weights_key(self) -> str:
         if self.weights is None:
             return "random"
-        return self._official().url if self._official() else hashlib.sha256(self._file().read_bytes()).hexdigest()
+        known = official(self.name, self.weights)
+        if known:
+            return known.url
+        return hashlib.sha256(weights_file(self.name, self.weights, KEY).read_bytes()).hexdigest()
 
     def build(self, source: ExampleSource, images: Mapping[str, ArrowInputs], cache_dir: Path) -> Path:
         """The folder with `<split>.npy` (N, F) float32, computed at the first use; other processes wait meanwhile.

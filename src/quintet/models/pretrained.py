@@ -1,0 +1,61 @@
+"""Weights of torchvision networks: by torchvision's name or from a local file, told apart from another network's."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quintet.errors import UserError
+
+# what torchvision's weights were trained with, unless they say otherwise
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def official(name: str, weights: str | None) -> Any:
+    """torchvision's entry of that name for the network `name`, None where there is none."""
+    from torchvision import models
+
+    return models.get_model_weights(name).__members__.get(str(weights))
+
+
+def weights_file(name: str, weights: str, key: str) -> Path:
+    """The local file; UserError that lists torchvision's names when there is no such file. key: what a user set."""
+    path = Path(weights).expanduser()
+    if not path.is_file():
+        from torchvision import models
+
+        names = ", ".join(known.name for known in models.get_model_weights(name))
+        raise UserError(f"{key}={weights}: no such file; give one, or {names}, or null")
+    return path
+
+
+def read_weights(name: str, weights: str | None, key: str) -> Mapping[str, Tensor] | None:
+    """The state_dict of a file or of torchvision's weights (downloaded), None for null."""
+    if weights is None:
+        return None
+    if official(name, weights):
+        return official(name, weights).get_state_dict(progress=False, check_hash=True)
+    path = weights_file(name, weights, key)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise UserError(f"{key}={weights} cannot be read: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(state, Mapping):
+        raise UserError(f"{key}={weights} holds no state_dict but a {type(state).__name__}")
+    return state
+
+
+def load_weights(network: nn.Module, state: Mapping[str, Tensor], told: str) -> None:
+    """Strict loading; `told` opens the one line that names the first keys that do not fit."""
+    try:
+        network.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        own = network.state_dict()
+        missing, extra = [k for k in own if k not in state], [k for k in state if k not in own]
+        odd = [k for k in own if k in state and state[k].shape != own[k].shape]
+        kinds = {"missing": missing, "unknown": extra, "of another shape": odd}
+        parts = "; ".join(f"{kind}: {', '.join(keys[:3])}" for kind, keys in kinds.items() if keys)
+        raise UserError(f"{told}: {parts}") from error
