@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from quintet.errors import UserError
-from quintet.models.influence.risk import EmpiricalRisk
+from quintet.models.influence.examples import rows_of
+from quintet.models.influence.linear_risk import LinearBatch, LinearRisk
+from quintet.models.influence.risk import EmpiricalRisk, ranks
 from quintet.models.influence.solvers.interface import InverseHessian, Solver
 
 POWER_STEPS = 20  # of the power iteration that finds the scale
@@ -52,16 +54,25 @@ class Series(InverseHessian):
         super().__init__(risk, settings.damping)
         self.settings = settings
         self.generator = torch.Generator().manual_seed(settings.seed)
+        self.parts: list[LinearBatch] = []
+        if isinstance(risk, LinearRisk) and ranks()[1] == 1:  # linearised once: a draw is then a look-up
+            self.parts = [batch for _, batch in risk.batches()]
+            self.decay_p = risk.penalty_hvp(torch.ones_like(risk.theta)[None])[0]  # the L2 term's Hessian is diagonal
         self.scale = settings.scale or 1.25 * self._largest_eigenvalue()
 
     def _batch_hvp(self, batch: object, vectors_kp: Tensor) -> Tensor:
         """H_b + damping I of one batch, the L2 term included."""
         mean_kp = self.risk.batch_hvp(batch, vectors_kp) / self.settings.batch_size
-        return mean_kp + self.risk.penalty_hvp(vectors_kp) + self.settings.damping * vectors_kp
+        penalty_kp = self.decay_p * vectors_kp if self.parts else self.risk.penalty_hvp(vectors_kp)
+        return mean_kp + penalty_kp + self.settings.damping * vectors_kp
 
     def _draw(self) -> object:
         rows = torch.randint(len(self.risk.train), (self.settings.batch_size,), generator=self.generator)
-        return self.risk.prepared(self.risk.read(self.risk.train, rows.numpy()))
+        if not self.parts:
+            return self.risk.prepared(self.risk.read(self.risk.train, rows.numpy()))
+        part, row = rows // self.risk.batch_size, (rows % self.risk.batch_size).to(self.risk.device)
+        found = [rows_of(self.parts[k], row[part == k]) for k in part.unique().tolist()]
+        return found[0] if len(found) == 1 else LinearBatch(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
     def _largest_eigenvalue(self) -> float:
         """Of H_b + damping I, over some random batches."""
