@@ -1,4 +1,4 @@
-"""LiSSA looks the examples of a linear model up where they are linearised: the same series as by the model's derivatives."""
+"""LiSSA looks the examples of a linear model up where they are linearised: the series of the model's derivatives."""
 
 import pytest
 import torch
