@@ -61,7 +61,7 @@ def _draw_row(axes: Sequence, trained: Exhibit, image_hwc: NDArray, move_hwc: ND
 
 def _draw_query(axis, one: Shown) -> None:
     axis.imshow(one.query.image, cmap="gray", vmin=0, vmax=1)
-    said = f"{one.query.label} {one.before:.3%} -> {one.after:.1%}"
+    said = f"{one.query.label} {one.before:.3%} -> {one.after:.2%}"
     axis.set_title(f"test image {one.query.title}\n{said}", fontsize=7.5, color="#b2182b", parse_math=False)
 
 

@@ -3,7 +3,9 @@
 Legend: B examples, C classes. A binary classifier has one score (B,); label 1 counts as y = +1 and label 0 as -1.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,3 +48,17 @@ def loss_of(name: str, t: float) -> Callable[[Tensor, Tensor], Tensor]:
     """The loss function (outputs, labels) -> (B,) of that name; `t` is SmoothHinge's."""
     known = {"cross_entropy": cross_entropy, "logistic": logistic}
     return known[name] if name in known else lambda scores_b, labels_b: smooth_hinge(scores_b, labels_b, t)
+
+
+@contextmanager
+def smoothed(module: Any, t: float | None) -> Iterator[None]:
+    """An SVM with another smoothness for a while, section 4.3; null leaves it as it is."""
+    if t is None:
+        yield
+        return
+    before = module.smoothness
+    module.smoothness = t
+    try:
+        yield
+    finally:
+        module.smoothness = before
