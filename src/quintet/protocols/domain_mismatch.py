@@ -194,6 +194,7 @@ def draw(path: Path, datamodule: Any, standing: Standing, headline: str, feature
         label = f"{name}: {which.sum()}"
         left.plot(place[which], scores[which], "o", color=colour, markersize=size, markeredgewidth=0, label=label)
     left.set(xlabel="training examples, sorted", ylabel="change of the query's loss if removed")
+    left.locator_params(axis="x", nbins=5)
     left.legend(fontsize=9)
     strongest = standing.order[:BARS]
     colours = [GROUP if standing.in_group_n[n] else REST for n in strongest]

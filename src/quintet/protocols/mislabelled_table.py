@@ -118,7 +118,7 @@ def draw(path: Path, fractions: Sequence[float], found_smk: NDArray, accuracy_sm
     left.axhline(clean, color="black", linestyle="--", linewidth=1, label="labels as they were")
     left.set(ylabel="test accuracy")
     right.set(ylabel="fraction of the flips found", ylim=(0, 1))
-    left.legend(fontsize=9)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=140)
