@@ -36,6 +36,7 @@ EXACT = {
     "direct": Direct(damping=0.1),
     "cg": ConjugateGradient(damping=0.1, tolerance=1e-11, preconditioner="none"),
     "preconditioned cg": ConjugateGradient(damping=0.1, tolerance=1e-11, preconditioner="ekfac"),
+    "cg as it comes": ConjugateGradient(damping=0.1, tolerance=1e-11),  # a linear model: sampled
     "lissa": Lissa(damping=0.1, batch_size=4000, depth=2000, seed=3),  # batches so large that they are nearly H itself
 }
 
@@ -53,7 +54,7 @@ def test_solution_and_reported_residual(problem, name):
     assert solution.effective_damping == 0.1 and solution.seconds > 0
 
 
-@pytest.mark.parametrize("preconditioner", ["none", "ekfac"])
+@pytest.mark.parametrize("preconditioner", ["none", "ekfac", "auto"])
 @pytest.mark.parametrize("vectors", ["one", "twice the same", "zero among others", "more than parameters"])
 def test_block_cg_with_right_hand_sides_that_depend_on_each_other(problem, vectors, preconditioner):
     risk, hessian = problem
@@ -198,7 +199,10 @@ def test_lissa_says_when_it_diverges():
     ("make", "message"),
     [
         (lambda: Direct(damping=-1), "solver.damping=-1: give 0 or more"),
-        (lambda: ConjugateGradient(preconditioner="kfac"), "solver.preconditioner='kfac' is unknown: use ekfac, none"),
+        (
+            lambda: ConjugateGradient(preconditioner="kfac"),
+            "solver.preconditioner='kfac' is unknown: use sampled, ekfac",
+        ),
         (lambda: ConjugateGradient(tolerance=0), "solver.max_iterations must be at least 1 and solver.tolerance"),
         (lambda: Lissa(depth=0), "solver.depth=0: give 1 or more"),
         (lambda: Lissa(scale=0.0), "solver.scale=0.0: give a number above 0"),
@@ -218,7 +222,7 @@ def test_too_many_parameters_and_layers_that_ekfac_does_not_know():
     module.scale = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
     with pytest.raises(UserError, match=r"EK-FAC covers Linear, Conv1d and Conv2d layers .*, not scale"):
         Ekfac(damping=0.1).prepare(EmpiricalRisk(module, examples()))
-    assert ConjugateGradient().prepare(EmpiricalRisk(module, examples())).half is None  # auto goes without
+    assert ConjugateGradient().prepare(EmpiricalRisk(module, examples())).root is None  # auto goes without
 
 
 def test_float32_converges_to_its_own_rounding():

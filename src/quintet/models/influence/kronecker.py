@@ -70,6 +70,12 @@ class KroneckerCurvature:
                 found[:, place] = result_kof[:, :, -1]
         return found
 
+    def root(self, vectors_kp: Tensor) -> Tensor:
+        """R of (curvature + ridge)^-1 = R R^T."""
+        return self.power(vectors_kp, -0.5)
+
+    root_transposed = root
+
 
 class LayerTape:
     """Watches the layers of a module while losses are computed, and reads their per-example inputs and gradients.

@@ -17,6 +17,7 @@ from torch.func import grad, jvp
 from quintet.models.influence.examples import Examples
 from quintet.models.influence.kronecker import KroneckerFactor
 from quintet.models.influence.risk import EmpiricalRisk, ranks
+from quintet.models.influence.sampled import Sample, draw
 
 PRODUCT = 16 << 20  # numbers of an intermediate (B, K * C)
 
@@ -99,25 +100,30 @@ class LinearRisk(EmpiricalRisk):
         return found
 
     def gradient(self) -> Tensor:
-        total = sum(batch.slope.T @ batch.design for _, batch in self.batches())
+        total = sum((batch.slope.T @ batch.design for _, batch in self.batches()), self._zeros())
         return self.mean(self.vector(total[None])[0]) + self.penalty_gradient()
 
+    def _zeros(self) -> Tensor:
+        """A matrix (C, F) to add to: a rank may have no batch."""
+        return torch.zeros_like(self.matrix(self.theta[None])[0])
+
     def _outputs(self, batch: LinearBatch, vectors_kp: Tensor) -> Tensor:
-        """How the outputs change along each vector, (B, K, C)."""
-        return (batch.design @ self.matrix(vectors_kp).flatten(0, 1).T).unflatten(1, (len(vectors_kp), -1))
+        """How the outputs change along each vector, (B, C, K): K last, for quick products with D."""
+        matrices_ckf = self.matrix(vectors_kp).transpose(0, 1)
+        return (batch.design @ matrices_ckf.flatten(0, 1).T).unflatten(1, (-1, len(vectors_kp)))
 
     def _chunks(self, batch: LinearBatch, vectors_kp: Tensor) -> tuple[Tensor, ...]:
         return vectors_kp.split(max(1, PRODUCT // max(1, len(batch.design) * self.num_outputs)))
 
     def batch_hvp(self, batch: Any, vectors_kp: Tensor) -> Tensor:
         batch = self.prepared(batch)
-        found = [(self._outputs(batch, part) @ batch.curvature).flatten(1).T @ batch.design
+        found = [(batch.curvature @ self._outputs(batch, part)).flatten(1).T @ batch.design
                  for part in self._chunks(batch, vectors_kp)]  # fmt: skip
-        return self.vector(torch.cat(found).unflatten(0, (len(vectors_kp), -1)))
+        return self.vector(torch.cat([part.unflatten(0, (self.num_outputs, -1)) for part in found], 1).transpose(0, 1))
 
     def directional(self, batch: Any, vectors_kp: Tensor) -> Tensor:
         batch = self.prepared(batch)
-        found = [(self._outputs(batch, part) @ batch.slope[:, :, None])[:, :, 0].T
+        found = [(batch.slope[:, None] @ self._outputs(batch, part))[:, 0].T
                  for part in self._chunks(batch, vectors_kp)]  # fmt: skip
         return torch.cat(found)
 
@@ -140,13 +146,28 @@ class LinearRisk(EmpiricalRisk):
         found = found if torch.equal(order, torch.arange(len(order)).to(order)) else found[order][:, order]
         return found + torch.diag(self.penalty_hvp(torch.ones_like(self.theta)[None])[0])
 
+    def sample(self, count: int, seed: int) -> Sample:
+        """This rank's share of `count` examples, drawn by how much they bend the risk."""
+        batches = [batch for _, batch in self.batches()]
+        empty = self._zeros().new_empty
+        parts = [Sample(empty(0, self._zeros().shape[1]), empty(0, self.num_outputs, self.num_outputs), empty(0))]
+        bend = [b.curvature.diagonal(dim1=1, dim2=2).sum(1) * b.design.norm(dim=1) ** 2 for b in batches]
+        rows_m, weight_m = draw(torch.cat([*bend, empty(0)]), max(1, count // ranks()[1]), seed)
+        start = 0
+        for batch in batches:
+            here = (rows_m >= start) & (rows_m < start + len(batch.losses))
+            rows = (rows_m[here] - start).to(self.device)
+            parts.append(Sample(batch.design[rows], batch.curvature[rows], weight_m[here.to(weight_m.device)]))
+            start += len(batch.losses)
+        return Sample(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
     def kronecker(self) -> KroneckerFactor:
         """The eigenbases of mean x x^T and of mean D, and the Hessian's exact diagonal in them."""
         batches = [batch for _, batch in self.batches()]
-        second_ff = self.mean(sum(batch.design.T @ batch.design for batch in batches))
-        curvature_cc = self.mean(sum(batch.curvature.sum(0) for batch in batches))
+        total = self._zeros()
+        second_ff = self.mean(sum((b.design.T @ b.design for b in batches), total.new_zeros(total.shape[1:] * 2)))
+        curvature_cc = self.mean(sum((b.curvature.sum(0) for b in batches), total.new_zeros(total.shape[:1] * 2)))
         basis_in, basis_out = (torch.linalg.eigh(m)[1] for m in (second_ff, curvature_cc))
-        total = torch.zeros_like(self.matrix(self.theta[None])[0])
         for batch in batches:
             curve_bc = torch.einsum("ac,bad,dc->bc", basis_out, batch.curvature, basis_out)
             total += curve_bc.T @ (batch.design @ basis_in).square()

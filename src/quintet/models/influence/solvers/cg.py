@@ -1,4 +1,4 @@
-"""Conjugate gradients for many right-hand sides at once, preconditioned by EK-FAC where the layers allow it.
+"""Conjugate gradients for many right-hand sides at once, preconditioned by a sampled Hessian or by EK-FAC.
 
 The block form with a QR factorisation in each step (Dubrulle 2001, "BCGrQ") shares one Krylov space between all
 right-hand sides and stays stable when some of them have converged. One right-hand side is ordinary CG.
@@ -12,23 +12,27 @@ from torch import Tensor
 
 from quintet.errors import UserError
 from quintet.models.influence.risk import EmpiricalRisk
+from quintet.models.influence.sampled import SampledCurvature
 from quintet.models.influence.solvers.ekfac import curvature_of
 from quintet.models.influence.solvers.interface import InverseHessian, Solver, indefinite
 
-PRECONDITIONERS = ("ekfac", "none", "auto")
+PRECONDITIONERS = ("sampled", "ekfac", "none", "auto")
 
 
-class Half(Protocol):
-    """M^(-1/2) for a preconditioner M."""
+class Root(Protocol):
+    """R for a preconditioner M with M^-1 = R R^T."""
 
-    def power(self, vectors_kp: Tensor, exponent: float) -> Tensor: ...
+    def root(self, vectors_kp: Tensor) -> Tensor: ...
+
+    def root_transposed(self, vectors_kp: Tensor) -> Tensor: ...
 
 
 @dataclass
 class ConjugateGradient(Solver):
     """tolerance: of the residual relative to the right-hand side, ten times the precision's rounding at least.
 
-    preconditioner: ekfac, none, or auto: ekfac where the chosen parameters allow it.
+    preconditioner: sampled (linear models with few outputs), ekfac, none, or auto: the first of them that the model and
+    the chosen parameters allow.
 
     Errors: UserError with advice when a direction of negative curvature shows that the Hessian is indefinite.
     """
@@ -36,7 +40,7 @@ class ConjugateGradient(Solver):
     tolerance: float = 1e-8
     max_iterations: int = 100
     preconditioner: str = "auto"
-    seed: int = 0  # of the labels that EK-FAC samples
+    seed: int = 0  # of the examples of `sampled`, and of the labels of `ekfac`
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,34 +52,45 @@ class ConjugateGradient(Solver):
             raise UserError("solver.max_iterations must be at least 1 and solver.tolerance above 0")
 
     def prepare(self, risk: EmpiricalRisk) -> "Iterative":
-        half = None
-        if self.preconditioner != "none":
-            try:
-                half = curvature_of(risk, self.damping, self.seed, floor=1e-6)
-            except UserError:
-                if self.preconditioner == "ekfac":
-                    raise
-        return Iterative(risk, self, half)
+        return Iterative(risk, self, self._root(risk))
+
+    def _root(self, risk: EmpiricalRisk) -> Root | None:
+        """The preconditioner's; None for none."""
+        if self.preconditioner in ("sampled", "auto") and SampledCurvature.applies(risk):
+            return SampledCurvature(risk, self.damping, self.seed)
+        if self.preconditioner == "sampled":
+            raise UserError("solver.preconditioner=sampled is for linear models with few outputs: use auto")
+        if self.preconditioner == "none":
+            return None
+        try:
+            return curvature_of(risk, self.damping, self.seed, floor=1e-6)
+        except UserError:
+            if self.preconditioner == "ekfac":
+                raise
+        return None
 
 
 class Iterative(InverseHessian):
     """The operator H + damping I and its preconditioner."""
 
-    def __init__(self, risk: EmpiricalRisk, settings: ConjugateGradient, half: Half | None) -> None:
+    def __init__(self, risk: EmpiricalRisk, settings: ConjugateGradient, root: Root | None) -> None:
         super().__init__(risk, settings.damping)
-        self.settings, self.half = settings, half
+        self.settings, self.root = settings, root
 
     def apply(self, vectors_kp: Tensor) -> tuple[Tensor, int]:
-        x_kp, iterations = self._iterate(self._halve(vectors_kp))
-        return self._halve(x_kp), iterations
+        x_kp, iterations = self._iterate(self._root_transposed(vectors_kp))
+        return self._root(x_kp), iterations
 
-    def _halve(self, vectors_kp: Tensor) -> Tensor:
-        return vectors_kp if self.half is None else self.half.power(vectors_kp, -0.5)
+    def _root(self, vectors_kp: Tensor) -> Tensor:
+        return vectors_kp if self.root is None else self.root.root(vectors_kp)
+
+    def _root_transposed(self, vectors_kp: Tensor) -> Tensor:
+        return vectors_kp if self.root is None else self.root.root_transposed(vectors_kp)
 
     def _times(self, directions_kp: Tensor) -> Tensor:
-        """M^(-1/2) (H + damping I) M^(-1/2)."""
-        inner_kp = self._halve(directions_kp)
-        return self._halve(self.risk.hvp(inner_kp) + self.damping * inner_kp)
+        """R^T (H + damping I) R."""
+        inner_kp = self._root(directions_kp)
+        return self._root_transposed(self.risk.hvp(inner_kp) + self.damping * inner_kp)
 
     def _iterate(self, right_kp: Tensor) -> tuple[Tensor, int]:
         """Block CG on the preconditioned system; the residual is always residual_pk = basis_pk @ size_kk."""
@@ -102,7 +117,7 @@ class Iterative(InverseHessian):
 
     def _negative(self, direction_pk: Tensor, curvature_kk: Tensor) -> UserError:
         """The most negative curvature of H + damping I in the space of the directions."""
-        original_pk = self._halve(direction_pk.T).T
+        original_pk = self._root(direction_pk.T).T
         _, triangle_kk = torch.linalg.qr(original_pk)
         inverse_kk = torch.linalg.pinv(triangle_kk)
         lowest = torch.linalg.eigvalsh(inverse_kk.T @ (curvature_kk + curvature_kk.T) @ inverse_kk / 2)[0]
