@@ -84,14 +84,23 @@ def test_scores_distances_and_counts_are_those_by_hand(monkeypatch, runs):
     np.testing.assert_allclose(distance, wanted, rtol=1e-4)
     like = np.array([row["label"] == queries[0]["label"] for row in influence])
     for name, values in delta.items():
-        expected = spearmanr(np.abs(values), distance).statistic
-        assert metrics[f"{name}_spearman_distance"] == pytest.approx(expected, abs=1e-3)
-        assert metrics[f"{name}_helpful_other"] == (values[~like] > 0).sum()
-        assert metrics[f"{name}_harmful_same"] == (values[like] <= 0).sum()
-        every = [float(row[f"{name}_spearman_distance"]) for row in queries]
-        assert metrics[f"{name}_spearman_distance_median"] == pytest.approx(np.median(every), rel=1e-4)
-        assert metrics[f"{name}_top20_helpful_other"] == (~like[np.argsort(-values)[:20]]).sum()
-    assert len(queries) == 6 and metrics["rbf_spearman_distance"] != metrics["network_spearman_distance"]
+        touched = np.array([float(row[f"{name}_train_loss"]) for row in influence]) > 1e-6
+        wanted = {
+            "spearman": spearmanr(np.abs(values), distance).statistic,
+            "spearman_touched": spearmanr(np.abs(values[touched]), distance[touched]).statistic,
+            "helpful_other": sum(v > 0 and t and not same for v, t, same in zip(values, touched, like, strict=True)),
+            "harmful_same": sum(v < 0 and t and same for v, t, same in zip(values, touched, like, strict=True)),
+            "share_of_help_by_other": values[~like & (values > 0)].sum() / values[values > 0].sum(),
+            "share_of_harm_by_same": values[like & (values < 0)].sum() / values[values < 0].sum(),
+            "top20_helpful_other": (~like[np.argsort(-values)[:20]]).sum(),
+            "near_over_far": np.abs(values[np.argsort(distance)[:5]]).sum()
+            / np.abs(values[np.argsort(distance)[-5:]]).sum(),
+        }
+        for key, value in wanted.items():
+            assert metrics[f"{name}_{key}"] == pytest.approx(value, abs=1e-3, rel=1e-3)
+        every = [float(row[f"{name}_near_over_far"]) for row in queries]
+        assert metrics[f"{name}_near_over_far_median"] == pytest.approx(np.median(every), rel=1e-4)
+    assert len(queries) == 6 and metrics["rbf_spearman"] != metrics["network_spearman"]
 
 
 def test_either_run_may_come_first_and_the_test_image_may_be_chosen(monkeypatch, runs):
@@ -103,19 +112,25 @@ def test_either_run_may_come_first_and_the_test_image_may_be_chosen(monkeypatch,
     assert again[0] == queries[3] and other != influence
 
 
-def test_wrong_ones_are_not_compared(monkeypatch, runs, capsys):
-    """A test image that one of the two gets wrong is not drawn, and refused when it is asked for."""
+def test_what_is_wrong_or_beyond_the_margin_is_not_compared(monkeypatch, runs, capsys):
+    """A test image that one of them gets wrong, or whose hinge loss is 0, is not drawn, and refused if asked for."""
     rbf, features = runs
-    _, _, queries = evaluated(monkeypatch, rbf, features, "protocol.queries=1000")
+    metrics, _, queries = evaluated(monkeypatch, rbf, features, "protocol.queries=1000")
     right = np.ones(79, bool)
-    for run in runs:
+    for run in (features, rbf):
         module, data = load_run(str(run), None, "cpu")
         batch = data.example_batch("test", range(79))
         right &= (module.predict(batch) == batch.labels).numpy()
-    assert sorted(int(row["query"]) for row in queries) == np.flatnonzero(right).tolist() and not right.all()
-    with pytest.raises(SystemExit):
-        evaluated(monkeypatch, rbf, features, f"protocol.test_index={int(np.flatnonzero(~right)[0])}")
-    assert f"is none of the {int(right.sum())} of 79 examples that both models get right" in capsys.readouterr().err
+    hinge = module.example_losses(batch).detach().numpy()  # the last one's: its smoothness is 0
+    eligible = right & (hinge > 0)
+    assert sorted(int(row["query"]) for row in queries) == np.flatnonzero(eligible).tolist()
+    assert not right.all() and eligible.sum() < right.sum() == metrics["both_right"]
+    assert metrics["eligible"] == eligible.sum()
+    for wrong in (np.flatnonzero(~right)[0], np.flatnonzero(right & ~eligible)[0]):
+        with pytest.raises(SystemExit):
+            evaluated(monkeypatch, rbf, features, f"protocol.test_index={wrong}")
+        said = f"is none of the {eligible.sum()} examples of test that both models get right, within the SVM's margin"
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ class Half(NamedTuple):
 
     title: str
     delta_n: NDArray  # influence of every training example
-    spearman: float  # of its size with the distance
+    spearman: float  # of its size with the distance, of the examples that have a loss
     tops: list[tuple[Exhibit, float]]  # the most helpful, with their influence
 
 
@@ -26,17 +26,18 @@ def draw_halves(path: Path, query: Exhibit, halves: Sequence[Half], distance_n: 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    columns = max(len(half.tops) for half in halves)
-    figure = Figure(figsize=(4.6 + 1.7 * (columns + 1), 3.5 * len(halves)), layout="constrained")
+    columns = -(-(1 + max(len(half.tops) for half in halves)) // 2)
+    figure = Figure(figsize=(5.2 + 1.9 * columns, 4.6 * len(halves)), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(len(halves), columns + 2, width_ratios=[2.6, 1.0, *[1.0] * columns])
-    _draw_image(figure.add_subplot(grid[:, 1]), query, f"test image\n{query.title}", "black")
+    grid = figure.add_gridspec(2 * len(halves), 1 + columns, width_ratios=[2.6, *[1.0] * columns])
     for row, half in enumerate(halves):
-        _draw_cloud(figure.add_subplot(grid[row, 0]), half, distance_n, like_n, query)
-        for column, (exhibit, score) in enumerate(half.tops):
+        _draw_cloud(figure.add_subplot(grid[2 * row : 2 * row + 2, 0]), half, distance_n, like_n, query)
+        _draw_image(figure.add_subplot(grid[2 * row, 1]), query, f"test image\n{query.title}", "black")
+        for place, (exhibit, score) in enumerate(half.tops, 1):
             colour = SAME if exhibit.label == query.label else OTHER
-            said = f"helpful {column + 1}: {score:+.2g}\n{exhibit.title}"
-            _draw_image(figure.add_subplot(grid[row, 2 + column]), exhibit, said, colour)
+            said = f"helpful {place}: {score:+.2g}\n{exhibit.title}"
+            spot = grid[2 * row + place // columns, 1 + place % columns]
+            _draw_image(figure.add_subplot(spot), exhibit, said, colour)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     return path
@@ -51,8 +52,8 @@ def _draw_cloud(axis, half: Half, distance_n: NDArray, like_n: NDArray, query: E
         axis.scatter([], [], s=24, c=colour, linewidths=0, label=name)
     axis.set_title(half.title, fontsize=9.5, weight="bold")
     axis.set(xlabel="Euclidean distance of the pixels", ylabel="change of the test loss if removed")
-    axis.text(0.97, 0.04, f"|influence| and distance:\nSpearman {half.spearman:+.3f}", transform=axis.transAxes,
-              ha="right", fontsize=8)  # fmt: skip
+    said = f"|influence| and distance, of those\nwith a loss: Spearman {half.spearman:+.3f}"
+    axis.text(0.97, 0.04, said, transform=axis.transAxes, ha="right", fontsize=8)
     axis.legend(fontsize=7.5, frameon=False, loc="upper right")
     axis.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     axis.tick_params(labelsize=8)

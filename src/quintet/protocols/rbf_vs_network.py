@@ -1,6 +1,6 @@
 """Whose training examples are alike? An RBF SVM against a network, section 5.1, figure 4 of Koh & Liang 2017.
 
-Legend: N training examples, Q test examples that both models get right.
+Legend: N training examples, Q test examples that both models get right and the SVM has within its margin.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from quintet.errors import UserError
 from quintet.models.influence.examples import Examples
 from quintet.models.influence.influence import influence
-from quintet.models.influence.losses import smoothed
+from quintet.models.influence.losses import signs, smoothed
 from quintet.models.influence.rbf import RbfMachine
 from quintet.models.influence.solvers.interface import Solver
 from quintet.protocols.rbf_picture import Half, draw_halves
@@ -22,8 +22,8 @@ from quintet.protocols.second_run import load_run
 from quintet.protocols.tables import write_csv
 
 RBF, NETWORK = "rbf", "network"
-BATCH = 200  # images at a time: one of the kernel is 600 kB and more in float64
-KINDS = ("helpful_same", "helpful_other", "harmful_same", "harmful_other")
+BATCH = 200  # images at a time: one is 1.2 MB in float64
+TOUCHED = 1e-6  # training loss from which an example counts as one that the model has to do with
 
 
 class Model(NamedTuple):
@@ -45,8 +45,9 @@ class RbfVsNetwork:
     """Influence against the distance of the pixels, for a run of model=rbf_svm and a run on a network's features.
 
     `run=` is one of the two, other_run the other; other_root: where that one's data is now. test_index: the test image
-    that is shown; null: the first of `queries`, which are drawn by `seed` of those that both get right, and over which
-    medians are taken. smoothness: t of the SmoothHinge that stands for the SVM's hinge (section 4.3).
+    that is shown; null: the first of `queries`, over which medians are taken. They are drawn by `seed` of those that
+    both models get right and that lie within the SVM's margin: beyond it the hinge is 0, and nothing has influence.
+    smoothness: t of the SmoothHinge that stands for the SVM's hinge (section 4.3).
     Writes rbf_vs_network/influence.csv, queries.csv and figure.png under `run_dir`.
     """
 
@@ -77,18 +78,27 @@ class RbfVsNetwork:
         other = Model(*load_run(self.other_run, self.other_root, next(module.parameters()).device))
         models = told_apart(Model(module, datamodule), other)
         self._check_same(models)
-        right = {name: self._right(model) for name, model in models.items()}
-        queries = self._drawn(right[RBF] & right[NETWORK])
+        right, eligible = zip(*(self._right(model) for model in models.values()), strict=True)
+        queries = self._drawn(eligible[0] & eligible[1])
         out_dir = Path(run_dir) / "rbf_vs_network"
         found = {name: self._scores(model, queries, out_dir / "cache" / name) for name, model in models.items()}
         data = models[RBF].datamodule
         like_qn = labels_of(data, self.split)[queries][:, None] == labels_of(data, "train")
         distance_qn = distances(data, self.split, queries)
-        rows = {name: [described(s.delta_qn[q], distance_qn[q], like_qn[q]) for q in range(len(queries))]
-                for name, s in found.items()}  # fmt: skip
+        rows = {
+            name: [
+                described(s.delta_qn[q], s.losses_n > TOUCHED, distance_qn[q], like_qn[q]) for q in range(len(queries))
+            ]
+            for name, s in found.items()
+        }
         self._write(out_dir, data, queries, found, distance_qn[0], rows)
         self._draw(out_dir, data, queries[0], found, distance_qn[0], like_qn[0], rows)
-        return self._metrics(right, found, rows, len(queries))
+        accuracies = {f"{name}_accuracy": float(of.mean()) for name, of in zip(models, right, strict=True)}
+        counts = {
+            "both_right": float((right[0] & right[1]).sum()),
+            "eligible": float((eligible[0] & eligible[1]).sum()),
+        }
+        return self._metrics(accuracies | counts, found, rows)
 
     def _check_same(self, models: dict[str, Model]) -> None:
         """Both runs must have the same examples in the same order."""
@@ -100,23 +110,29 @@ class RbfVsNetwork:
                 raise UserError(f"the two runs have other {split} examples: train both on the same data and image_size")
 
     @torch.no_grad()
-    def _right(self, model: Model) -> NDArray:
-        """Which test examples the model gets right."""
-        weight = next(model.module.parameters())
+    def _right(self, model: Model) -> tuple[NDArray, NDArray]:
+        """Which test examples the model gets right, and which of them have a loss that influence could change."""
+        weight, right, eligible = next(model.module.parameters()), [], []
+        hinge = getattr(model.module, "loss", None) == "smooth_hinge"
         batches = Examples(model.datamodule, self.split).batches(BATCH, weight.dtype, weight.device, keep=False)
-        return torch.cat([model.module.predict(batch) == batch.labels for _, batch in batches]).cpu().numpy()
+        for _, batch in batches:
+            scores = model.module(batch)
+            right.append(model.module.classes_of(scores) == batch.labels)
+            inside = signs(batch.labels, scores.dtype) * scores < 1 if hinge else torch.ones_like(right[-1])
+            eligible.append(right[-1] & inside)
+        return torch.cat(right).cpu().numpy(), torch.cat(eligible).cpu().numpy()
 
-    def _drawn(self, right: NDArray) -> list[int]:
-        order = np.random.default_rng(self.seed).permutation(len(right))
-        drawn = [int(i) for i in order if right[i]][: self.queries]
+    def _drawn(self, eligible: NDArray) -> list[int]:
+        order = np.random.default_rng(self.seed).permutation(len(eligible))
+        drawn = [int(i) for i in order if eligible[i]][: self.queries]
+        what = f"examples of {self.split} that both models get right, within the SVM's margin"
         if not drawn:
-            raise UserError(f"there is no example of the {self.split} split that both models get right")
+            raise UserError(f"there are no {what}")
         if self.test_index is None:
             return drawn
-        if not 0 <= self.test_index < len(right) or not right[self.test_index]:
+        if not 0 <= self.test_index < len(eligible) or not eligible[self.test_index]:
             raise UserError(
-                f"protocol.test_index={self.test_index} is none of the {int(right.sum())} of {len(right)} examples that"
-                f" both models get right; {drawn[0]} is"
+                f"protocol.test_index={self.test_index} is none of the {int(eligible.sum())} {what}; {drawn[0]} is"
             )
         return [self.test_index, *(i for i in drawn if i != self.test_index)][: self.queries]
 
@@ -154,18 +170,17 @@ class RbfVsNetwork:
             title = (
                 f"RBF SVM, t = {self.smoothness:g}" if name == RBF else "logistic regression on a network's features"
             )
-            halves.append(Half(title, delta_n, rows[name][0]["spearman_distance"], tops))
+            halves.append(Half(title, delta_n, rows[name][0]["spearman_touched"], tops))
         draw_halves(out_dir / "figure.png", data.exhibit(self.split, query), halves, distance_n, like_n)
 
-    def _metrics(self, right: dict[str, NDArray], found: dict[str, Scores], rows: dict[str, list[dict[str, float]]],
-                 count: int) -> dict[str, float]:  # fmt: skip
+    def _metrics(self, values: dict[str, float], found: dict[str, Scores],
+                 rows: dict[str, list[dict[str, float]]]) -> dict[str, float]:  # fmt: skip
         """Of the test image that is shown, and medians over all."""
-        values = {"queries": float(count), "both_right": float((right[RBF] & right[NETWORK]).sum())}
+        values = values | {"queries": float(len(rows[RBF]))}
         for name, scores in found.items():
-            values[f"{name}_accuracy"] = float(right[name].mean())
-            values |= {f"{name}_{key}": float(value) for key, value in rows[name][0].items()}
-            for key in ("spearman_distance", "helpful_share_of_other"):
-                values[f"{name}_{key}_median"] = float(np.nanmedian([row[key] for row in rows[name]]))
+            values |= {f"{name}_{key}": value for key, value in rows[name][0].items()}
+            medians = {key: float(np.median([row[key] for row in rows[name]])) for key in rows[name][0]}
+            values |= {f"{name}_{key}_median": value for key, value in medians.items()}
             values[f"{name}_relative_residual"] = scores.relative_residual
         return {f"rbf_vs_network/{key}": value for key, value in values.items()}
 
@@ -196,15 +211,26 @@ def distances(datamodule: Any, split: str, queries: Sequence[int]) -> NDArray:
     return torch.cat(parts, 1).double().numpy()
 
 
-def described(delta_n: NDArray, distance_n: NDArray, like_n: NDArray) -> dict[str, float]:
-    """How influence goes with distance, and who helps and harms; like_n: is of the test example's class."""
+def described(delta_n: NDArray, touched_n: NDArray, distance_n: NDArray, like_n: NDArray) -> dict[str, float]:
+    """How the size of influence goes with distance, and what of it is whose.
+
+    touched_n: has a loss; the others have the influence of the L2 term only, the same for all. like_n: is of the test
+    example's class. near_over_far: mean size in the nearest tenth over that in the farthest.
+    """
     from scipy.stats import spearmanr
 
-    helps_n = delta_n > 0
-    parts = (helps_n & like_n, helps_n & ~like_n, ~helps_n & like_n, ~helps_n & ~like_n)
+    size_n, order = np.abs(delta_n), np.argsort(distance_n, kind="stable")
+    tenth, best = max(1, len(order) // 10), np.argsort(-delta_n, kind="stable")
+    helps_n, harms_n = np.maximum(delta_n, 0), np.maximum(-delta_n, 0)
     return {
-        "spearman_distance": float(spearmanr(np.abs(delta_n), distance_n).statistic),
-        **{kind: float(part.sum()) for kind, part in zip(KINDS, parts, strict=True)},
-        "helpful_share_of_other": float(helps_n[~like_n].mean()),
-        "top20_helpful_other": float((~like_n[np.argsort(-delta_n, kind="stable")[:20]]).sum()),
+        "spearman": float(spearmanr(size_n, distance_n).statistic),
+        "spearman_touched": float(spearmanr(size_n[touched_n], distance_n[touched_n]).statistic),
+        "near_over_far": float(size_n[order[:tenth]].mean() / size_n[order[-tenth:]].mean()),
+        "helpful_same": float((helps_n[like_n & touched_n] > 0).sum()),
+        "helpful_other": float((helps_n[~like_n & touched_n] > 0).sum()),
+        "harmful_same": float((harms_n[like_n & touched_n] > 0).sum()),
+        "harmful_other": float((harms_n[~like_n & touched_n] > 0).sum()),
+        "share_of_help_by_other": float(helps_n[~like_n].sum() / helps_n.sum()),
+        "share_of_harm_by_same": float(harms_n[like_n].sum() / harms_n.sum()),
+        "top20_helpful_other": float((~like_n[best[:20]]).sum()),
     }
