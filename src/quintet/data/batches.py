@@ -57,3 +57,16 @@ class ExampleBatch(NamedTuple):
     inputs: Tensor  # (B, *shape) float32: features, or images (B, C, H, W) in [0, 1]
     labels: Tensor  # (B,) int64 class 0..C-1
     index: Tensor  # (B,) int64 row of the example in its split
+
+
+class SegmentationBatch(NamedTuple):
+    """Images with a class at every pixel (Chen et al. 2017); B images, H and W those of the largest.
+
+    Content is top left. Padding is the data module's pad_colour, which is 0 once the backbone has normalised it, and
+    label 255.
+    """
+
+    images: Tensor  # (B, 3, H, W) float32 RGB in [0, 1]
+    labels: Tensor  # (B, H, W) int64 class 0..C-1; 255 = not scored: borders of objects, and padding
+    sizes: Tensor  # (B, 2) int64 height and width before padding
+    index: Tensor  # (B,) int64 row of the image in its split
