@@ -80,6 +80,7 @@ def net(*layers):
     "layers",
     [
         [nn.Conv2d(3, 4, 5, stride=4, padding=2), nn.Conv2d(4, 4, 3, padding=2, dilation=2), nn.MaxPool2d(2, 2)],
+        [nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(3, 2, 1), nn.Conv2d(3, 4, 3, padding=1)],
         [nn.Conv2d(3, 4, 3, stride=2), nn.Conv2d(4, 4, 3, stride=2), nn.Conv2d(4, 4, 2, padding="valid")],
         [
             nn.AvgPool2d(2),
@@ -88,7 +89,7 @@ def net(*layers):
             nn.Conv2d(4, 4, 3, padding="same"),
         ],
     ],
-    ids=["stride_4_and_dilated", "no_padding", "padding_same"],
+    ids=["stride_4_and_dilated", "padded_pools", "no_padding", "padding_same"],
 )
 @torch.no_grad()
 def test_any_network_of_layers(layers):

@@ -12,12 +12,25 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn import functional as nnf
 from torch.nn.modules.utils import _pair
 
 from quintet.errors import UserError
 
 PROBE = 2**15 + 1  # pixels a side, on the meta device, where nothing is computed: ratios of sizes are strides
 KERNELS = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
+
+
+class BorderedMaxPool(nn.MaxPool2d):
+    """Torch's own refuses a padding of more than half a kernel, also where holes make the kernel larger."""
+
+    def __init__(self, pool: nn.MaxPool2d) -> None:
+        super().__init__(pool.kernel_size, pool.stride, pool.padding, pool.dilation, ceil_mode=pool.ceil_mode)
+
+    def forward(self, x_bchw: torch.Tensor) -> torch.Tensor:
+        rows, columns = _pair(self.padding)
+        bordered = nnf.pad(x_bchw, (columns, columns, rows, rows), value=float("-inf"))
+        return nnf.max_pool2d(bordered, self.kernel_size, self.stride, 0, self.dilation, self.ceil_mode)
 
 
 @dataclass(frozen=True)
@@ -40,7 +53,7 @@ def to_output_stride(network: nn.Module, output_stride: int, key: str = "output_
     if output_stride > own:
         raise UserError(f"{key}={output_stride}: the network's own is {own}, give that or less")
     for name, rates in found.items():
-        _spread(network.get_submodule(name), name, rates, output_stride, key)
+        _spread(network, name, rates, output_stride, key)
     reached = strides(network)[1]
     if reached != output_stride:
         raise UserError(f"{key}={output_stride}: {reached} is reached; what strides in this network is not a layer")
@@ -54,12 +67,20 @@ def strides(network: nn.Module) -> tuple[dict[str, Rates], int]:
     for name, layer in ghost.named_modules():
         if isinstance(layer, KERNELS):
             layer.register_forward_hook(lambda layer, inputs, output, name=name: _note(found, name, inputs[0], output))
+    return found, _rate(_respond(ghost))
+
+
+def out_channels(network: nn.Module) -> int:
+    """Channels of the feature map."""
+    return _respond(deepcopy(network).to("meta", torch.float32).eval()).shape[1]
+
+
+def _respond(ghost: nn.Module) -> torch.Tensor:
     channels = next((layer.in_channels for layer in ghost.modules() if isinstance(layer, nn.Conv2d)), 3)
     try:
-        output = ghost(torch.empty(1, channels, PROBE, PROBE, device="meta"))
+        return ghost(torch.empty(1, channels, PROBE, PROBE, device="meta"))
     except RuntimeError as error:  # branches of different sizes, a classifier of a fixed size at the end
         raise UserError(f"the network does not take images of any size: {str(error).splitlines()[0]}") from error
-    return found, _rate(output)
 
 
 def _note(found: dict[str, Rates], name: str, before: torch.Tensor, after: torch.Tensor) -> None:
@@ -72,8 +93,9 @@ def _rate(features: torch.Tensor) -> int:
     return round(PROBE / features.shape[-1])
 
 
-def _spread(layer: nn.Module, name: str, rates: Rates, output_stride: int, key: str) -> None:
+def _spread(network: nn.Module, name: str, rates: Rates, output_stride: int, key: str) -> None:
     """Give one layer its place in the dense network."""
+    layer = network.get_submodule(name)
     before, after = min(rates.before, output_stride), min(rates.after, output_stride)
     own = _square(layer.stride, name)
     if own == 1 and before == rates.before:
@@ -86,6 +108,8 @@ def _spread(layer: nn.Module, name: str, rates: Rates, output_stride: int, key: 
     layer.stride = _pair(after // before)
     if factor > 1:
         _dilate(layer, name, factor, key)
+        if isinstance(layer, nn.MaxPool2d) and max(_pair(layer.padding)) > 0:
+            network.set_submodule(name, BorderedMaxPool(layer))
 
 
 def _square(stride: int | tuple[int, ...], name: str) -> int:
