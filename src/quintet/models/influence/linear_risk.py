@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import grad, jvp
+from torch.func import grad, vjp
 
 from quintet.models.influence.examples import Examples
 from quintet.models.influence.kronecker import KroneckerFactor
@@ -65,12 +65,13 @@ class LinearRisk(EmpiricalRisk):
             return batch
         with torch.no_grad():
             parts = self.module.linear_parts(batch)
-            ones = [torch.ones_like(parts.design[:, :1])] if self.bias else []
-            design_bf = torch.cat([parts.design, *ones], 1)
+            design_bf = parts.design
+            if self.bias:
+                design_bf = torch.cat([design_bf, torch.ones_like(design_bf[:, :1])], 1)
             z_bc = design_bf @ self.matrix(self.theta[None])[0].T
-            slope = grad(lambda z: parts.losses(z).sum())
-            columns = [jvp(slope, (z_bc,), (axis.expand_as(z_bc),))[1] for axis in torch.eye(z_bc.shape[1]).to(z_bc)]
-            return LinearBatch(design_bf, parts.losses(z_bc), slope(z_bc), torch.stack(columns, 2))
+            slope_bc, pull = vjp(grad(lambda z: parts.losses(z).sum()), z_bc)
+            rows = [pull(axis.expand_as(z_bc))[0] for axis in torch.eye(z_bc.shape[1]).to(z_bc)]
+            return LinearBatch(design_bf, parts.losses(z_bc), slope_bc, torch.stack(rows, 1))
 
     def batch_losses(self, batch: Any) -> Tensor:
         return self.prepared(batch).losses
