@@ -8,7 +8,7 @@ from torch import nn
 
 from quintet.errors import UserError
 
-SCHEDULES = ("constant", "halve_every", "exponential", "step_down")
+SCHEDULES = ("constant", "halve_every", "exponential", "step_down", "poly", "step")
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,10 @@ class OptimizerConfig:
     decay_rate: float = 0.5
     decay_steps: int = 200_000
     step_down_at: tuple[int, ...] = ()  # the steps from which the rate is a tenth of what it was before
+    power: float = 0.9  # poly: (1 - step / total_steps) ^ power
+    total_steps: int | None = None  # poly only; null: trainer.max_steps, or what max_epochs comes to
+    gamma: float = 0.1  # step: times gamma every step_size
+    step_size: int = 2000
     momentum: float = 0.0  # sgd only
     fused: bool = False  # one kernel for the whole update: faster, other rounding
 
@@ -38,8 +42,10 @@ class OptimizerConfig:
             raise UserError(f"model.optimizer.schedule={self.schedule!r} is unknown: use one of {', '.join(SCHEDULES)}")
         if not self.lr > 0:
             raise UserError(f"model.optimizer.lr={self.lr} must be above 0")
-        if self.halve_every_steps < 1 or self.decay_steps < 1:
-            raise UserError("model.optimizer.halve_every_steps and .decay_steps must be at least 1")
+        if min(self.halve_every_steps, self.decay_steps, self.step_size) < 1:
+            raise UserError("model.optimizer.halve_every_steps, .decay_steps and .step_size must be at least 1")
+        if self.total_steps is not None and self.total_steps < 1:
+            raise UserError(f"model.optimizer.total_steps={self.total_steps}: give 1 or more, or null")
         if list(self.step_down_at) != sorted(self.step_down_at):
             raise UserError(f"model.optimizer.step_down_at={list(self.step_down_at)}: give steps in rising order")
         if not 0 <= self.momentum < 1:
@@ -55,17 +61,23 @@ def lr_factor(config: OptimizerConfig, step: int) -> float:
         return warmup * config.decay_rate ** (step / config.decay_steps)
     if config.schedule == "step_down":
         return warmup * 0.1 ** bisect_right(config.step_down_at, step)
+    if config.schedule == "poly":
+        assert config.total_steps, "the module puts the length of the run here"
+        return warmup * max(0.0, 1 - step / config.total_steps) ** config.power
+    if config.schedule == "step":
+        return warmup * config.gamma ** (step // config.step_size)
     return warmup
 
 
-def build_optimizer(module: nn.Module, config: OptimizerConfig) -> dict:
-    """Lightning's dictionary of optimiser and per-step scheduler."""
+def build_optimizer(module: nn.Module, config: OptimizerConfig, groups: list[dict] | None = None) -> dict:
+    """Lightning's dictionary of optimiser and per-step scheduler; groups: of parameters with rates of their own."""
+    parameters = module.parameters() if groups is None else groups
     shared = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": config.fused or None}
     if config.name == "sgd":
-        optimizer = torch.optim.SGD(module.parameters(), momentum=config.momentum, **shared)
+        optimizer = torch.optim.SGD(parameters, momentum=config.momentum, **shared)
     else:
         cls = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-        optimizer = cls(module.parameters(), betas=tuple(config.betas), eps=config.eps, **shared)
+        optimizer = cls(parameters, betas=tuple(config.betas), eps=config.eps, **shared)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(config, step))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
 

@@ -40,14 +40,18 @@ class DeepLab(nn.Module):
     def forward(self, images_bchw: Tensor) -> Tensor:
         return fuse(self.pyramid(images_bchw))
 
+    def missing(self, side: int) -> int:
+        """Pixels from a side to the next one on the grid."""
+        return ceil((side - 1) / self.grid) * self.grid + 1 - side
+
     def padded(self, images_bchw: Tensor) -> Tensor:
         """The images with the backbone's mean colour, right and below, up to the grid."""
         height, width = images_bchw.shape[-2:]
-        down, right = (ceil((side - 1) / self.grid) * self.grid + 1 - side for side in (height, width))
+        down, right = self.missing(height), self.missing(width)
         if not down and not right:
             return images_bchw
-        mean_11 = self.backbone.mean
-        return nnf.pad(images_bchw - mean_11, (0, right, 0, down)) + mean_11
+        border = nnf.pad(images_bchw.new_zeros(1, 1, height, width), (0, right, 0, down), value=1.0)
+        return nnf.pad(images_bchw, (0, right, 0, down)) + self.backbone.mean * border
 
     def full_resolution(self, images_bchw: Tensor) -> Tensor:
         """Scores (B, C, H, W) of images of any size: padded, scored, resized, cut back."""

@@ -1,0 +1,65 @@
+"""Classes as colours: index maps in the palette of PASCAL VOC, and pictures that a person can judge."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+IGNORE = 255
+
+
+def palette(count: int = 256) -> NDArray[np.uint8]:
+    """Colours (count, 3) of PASCAL VOC: bits of the class number, three at a time, are the high bits of R, G, B."""
+    numbers, colours = np.arange(count), np.zeros((count, 3), np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            colours[:, channel] |= ((numbers >> 3 * bit + channel) & 1).astype(np.uint8) << (7 - bit)
+    return colours
+
+
+def overlay(image_hwc: NDArray, labels_hw: NDArray, opacity: float = 0.6) -> NDArray[np.float32]:
+    """The image (H, W, 3) in [0, 1] with every class but background in its colour, and what is ignored in white."""
+    colours = palette()[labels_hw] / 255.0
+    colours[labels_hw == IGNORE] = 1.0
+    strength = opacity * (labels_hw != 0)[..., None]
+    return ((1 - strength) * image_hwc + strength * colours).astype(np.float32)
+
+
+def make_media(module: Any, datamodule: Any, out_dir: Path, count: int) -> list[Path]:
+    """`predictions.png`: a row for each of `count` images spread over the validation split."""
+    total = datamodule.num_examples("val")
+    indices = np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int))
+    rows = []
+    for index in indices:
+        batch = datamodule.example_batch("val", [int(index)])
+        with torch.inference_mode():
+            predicted = module.predict(batch._replace(images=batch.images.to(module.device)))[0].cpu().numpy()
+        height, width = batch.sizes[0].tolist()
+        image = batch.images[0, :, :height, :width].permute(1, 2, 0).numpy()
+        rows.append((image, batch.labels[0, :height, :width].numpy(), predicted[:height, :width]))
+    return [draw(rows, module.facts["classes"], out_dir / "predictions.png")]
+
+
+def draw(rows: list[tuple[NDArray, NDArray, NDArray]], classes: list[str], path: Path) -> Path:
+    """Image, truth and prediction side by side; the legend names the classes that occur."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    figure = Figure(figsize=(9, 2.6 * len(rows) + 0.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(rows), 3, squeeze=False)
+    for line, (image, truth, predicted) in zip(axes, rows, strict=True):
+        for axis, shown in zip(line, (image, overlay(image, truth), overlay(image, predicted)), strict=True):
+            axis.imshow(shown)
+            axis.set_axis_off()
+    for axis, title in zip(axes[0], ("image", "labelled (white: not scored)", "predicted"), strict=True):
+        axis.set_title(title)
+    occurring = np.unique(np.concatenate([part.ravel() for row in rows for part in row[1:]]))
+    patches = [Patch(color=palette()[c] / 255, label=classes[c]) for c in occurring if 0 < c < len(classes)]
+    if patches:
+        figure.legend(handles=patches, loc="outside lower center", ncols=min(6, len(patches)))
+    figure.savefig(path, dpi=100)
+    return path
