@@ -45,6 +45,32 @@ def draw_clouds(path: Path, rows: Sequence[Sequence[Cloud]], same: Sequence[NDAr
     return path
 
 
+def draw_row(path: Path, row: Sequence[Cloud], same: NDArray, names: tuple[str, str], headline: str,
+             pictures: Sequence[tuple[NDArray, str]] = ()) -> Path:  # fmt: skip
+    """Panels in a row and, last, some pictures with their titles, one below the other."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.5 * len(row) + 2.0 * bool(pictures), 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(
+        max(1, len(pictures)), len(row) + 1, width_ratios=[1] * len(row) + [0.5 * bool(pictures)]
+    )
+    for place, cloud in enumerate(row):
+        _draw(figure.add_subplot(grid[:, place]), cloud, same, names)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    for place, (image, title) in enumerate(pictures):
+        axis = figure.add_subplot(grid[place, -1])
+        axis.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axis.set_title(title, fontsize=8.5)
+        axis.set_axis_off()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.suptitle(headline, fontsize=10)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    return path
+
+
 def _draw(axis, cloud: Cloud, same: NDArray, names: tuple[str, str]) -> None:
     size, alpha = (16, 0.75) if len(same) <= 1000 else (4, 0.35)
     order = np.random.default_rng(0).permutation(len(same))  # neither colour lies over the other
