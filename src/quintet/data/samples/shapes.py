@@ -71,7 +71,7 @@ def outline(kind: int, middle: NDArray, radius: float, turn: float) -> tuple[NDA
     if kind == 1:
         distance_hw = np.hypot(y_hw, x_hw) - radius
     else:  # the largest distance from a side's line, for a regular polygon whose sides are `apothem` off the middle
-        corners, apothem = (4, radius / np.sqrt(2)) if kind == 2 else (3, radius / 2)
+        corners, apothem = (4, 0.85 * radius) if kind == 2 else (3, 0.75 * radius)  # of about a circle's area
         angles = turn + 2 * np.pi * np.arange(corners) / corners
         distance_hw = np.max([y_hw * np.sin(a) + x_hw * np.cos(a) for a in angles], axis=0) - apothem
     return distance_hw < 0, np.abs(distance_hw) < 1
