@@ -29,7 +29,7 @@ def draw_clouds(path: Path, rows: Sequence[Sequence[Cloud]], same: Sequence[NDAr
     from matplotlib.figure import Figure
 
     columns = max(len(row) for row in rows)
-    figure = Figure(figsize=(3.7 * columns + 0.3, 3.9 * len(rows) + 0.7), layout="constrained")
+    figure = Figure(figsize=(3.7 * columns + 0.3, 4.2 * len(rows) + 0.7), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for line, row, of_row in zip(axes, rows, same, strict=True):
@@ -51,7 +51,7 @@ def draw_row(path: Path, row: Sequence[Cloud], same: NDArray, names: tuple[str, 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.5 * len(row) + 2.0 * bool(pictures), 4.4), layout="constrained")
+    figure = Figure(figsize=(3.5 * len(row) + 2.0 * bool(pictures), 5.0), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(
         max(1, len(pictures)), len(row) + 1, width_ratios=[1] * len(row) + [0.5 * bool(pictures)]
@@ -89,8 +89,9 @@ def _draw(axis, cloud: Cloud, same: NDArray, names: tuple[str, str]) -> None:
     axis.set(xlim=(low_x, high_x), ylim=(low_y, high_y), xlabel=cloud.x_label, ylabel=cloud.y_label)
     axis.set_box_aspect(1)
     axis.set_title(cloud.title, fontsize=10, weight="bold", pad=14)  # above the power of ten
-    behind = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 2}
-    axis.text(0.03, 0.97, cloud.notes, transform=axis.transAxes, va="top", fontsize=8.5, linespacing=1.4, bbox=behind)
+    behind = {"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 2}
+    low = {"x": 0.97, "y": 0.04, "ha": "right", "va": "bottom"}  # where a cloud along the diagonal leaves room
+    axis.text(s=cloud.notes, transform=axis.transAxes, fontsize=8.5, linespacing=1.4, bbox=behind, zorder=0.5, **low)
     axis.ticklabel_format(style="sci", scilimits=(-2, 3))
     axis.tick_params(labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
