@@ -18,6 +18,7 @@ from rich.table import Table
 
 from quintet.app.build import build
 from quintet.app.processes import process_group, rank, trainer_settings, world_size
+from quintet.app.run_dir import start_console_log, stop_console_log
 from quintet.callbacks.checkpoint import load_checkpoint
 from quintet.errors import UserError
 from quintet.models.plain import check_facts
@@ -26,10 +27,23 @@ from quintet.results import RESULTS_DIR, write_result
 
 def evaluate(cfg: DictConfig, request: DictConfig, command: str) -> dict[str, float]:
     """Run `request.protocol` on the checkpoint; returns its metrics by name."""
-    start = time.perf_counter()
-    lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     checkpoint = find_checkpoint(request)
     run_dir = Path(request.run) if request.run else checkpoint.parent
+    folder = run_dir / "eval" / protocol_name(request.protocol)
+    folder.mkdir(parents=True, exist_ok=True)
+    if rank():  # torchrun's other processes only help
+        return _evaluate(cfg, request, checkpoint, run_dir, folder, command)
+    start_console_log(folder / "console.log")
+    try:
+        return _evaluate(cfg, request, checkpoint, run_dir, folder, command)
+    finally:
+        stop_console_log()
+
+
+def _evaluate(cfg: DictConfig, request: DictConfig, checkpoint: Path, run_dir: Path, folder: Path,
+              command: str) -> dict[str, float]:  # fmt: skip
+    start = time.perf_counter()
+    lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     datamodule = build(cfg.data)
     datamodule.prepare_data()
     datamodule.setup("test")
@@ -40,12 +54,10 @@ def evaluate(cfg: DictConfig, request: DictConfig, command: str) -> dict[str, fl
     trainer.strategy.connect(module)
     datamodule.trainer = trainer
     module.to(trainer.strategy.root_device).eval()
-    folder = run_dir / "eval" / protocol_name(request.protocol)
-    folder.mkdir(parents=True, exist_ok=True)
     protocol = build(request.protocol)
     metrics = run_protocol(protocol, request.protocol, trainer, module, datamodule, folder)
     seconds = time.perf_counter() - start
-    if rank():  # torchrun's other processes have only helped
+    if rank():
         return metrics
     report(cfg, request, metrics, folder, command, seconds)
     if request.publish and getattr(protocol, "picture", None):

@@ -37,6 +37,7 @@ NOISE = (
     "does not have many workers",
     "is not resumable",
     "exists and is not empty",
+    "was configured so",
 )
 
 
@@ -46,7 +47,7 @@ def is_news(record: logging.LogRecord) -> bool:
 
 
 def start_console_log(path: Path) -> None:
-    """Log lines and warnings go to the screen and to `path`; progress bars only to the screen."""
+    """Log lines and warnings go to the screen and to `path`, added to; progress bars only to the screen."""
     root = logging.getLogger()
     root.setLevel(logging.INFO)
     form = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
