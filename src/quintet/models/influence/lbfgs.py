@@ -26,7 +26,8 @@ class FitConfig(OptimizerConfig):
     lbfgs: L-BFGS on the whole training split; an optimiser step is up to `max_iter` iterations, and training ends when
     no entry of the gradient is above `tolerance_grad`. Logistic regression of two classes, in float64 and with an L2
     term, is finished by Newton's method (newton.py) where that leaves it short: badly scaled columns, as hospital data
-    have, bring L-BFGS to a halt. exact_hinge: the SVM's minimum in one step (svm.py).
+    have, bring L-BFGS to a halt. preconditioner: `ekfac` (preconditioned.py) for a network. exact_hinge: the SVM's
+    minimum in one step (svm.py).
     """
 
     names = ("lbfgs", "exact_hinge", "adam", "sgd")
@@ -35,6 +36,7 @@ class FitConfig(OptimizerConfig):
     max_iter: int = 1000
     tolerance_grad: float = 1e-8
     history_size: int = 50
+    preconditioner: str = "none"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,6 +47,10 @@ class FitConfig(OptimizerConfig):
             )
         if self.max_iter < 1 or self.history_size < 1 or not self.tolerance_grad > 0:
             raise UserError("model.optimizer.max_iter, .history_size and .tolerance_grad must be above 0")
+        if self.preconditioner not in ("none", "ekfac"):
+            raise UserError(f"model.optimizer.preconditioner={self.preconditioner!r} is unknown: use none or ekfac")
+        if self.preconditioner != "none" and self.name != "lbfgs":
+            raise UserError("model.optimizer.preconditioner is for model.optimizer.name=lbfgs: give none")
         if self.full_batch and (self.schedule != "constant" or self.warmup_steps):
             log.warning("model.optimizer.schedule and .warmup_steps are ignored: %s has no rate", self.name)
 
@@ -54,12 +60,12 @@ class FitConfig(OptimizerConfig):
         return self.name in FULL_BATCH
 
 
-def build_lbfgs(module: nn.Module, config: FitConfig, problem: Problem | None = None) -> "Lbfgs":
+def build_lbfgs(module: nn.Module, config: FitConfig, problem: Problem | None = None) -> torch.optim.Optimizer:
     """L-BFGS with a strong Wolfe line search that stops for the gradient alone, not for small changes.
 
     problem: of a logistic regression that Newton's method shall finish.
     """
-    settings = {
+    settings: dict[str, Any] = {
         "max_iter": config.max_iter,
         "max_eval": 100 * config.max_iter,
         "tolerance_grad": config.tolerance_grad,
@@ -67,6 +73,13 @@ def build_lbfgs(module: nn.Module, config: FitConfig, problem: Problem | None = 
         "history_size": config.history_size,
         "line_search_fn": "strong_wolfe",
     }
+    if config.preconditioner == "ekfac":
+        from quintet.models.influence.preconditioned import PreconditionedLbfgs, curvature_during_training
+
+        data = module.trainer.datamodule
+        return PreconditionedLbfgs(
+            module.parameters(), lambda step: curvature_during_training(module, data, step), **settings
+        )
     if problem is None:
         return Lbfgs(module.parameters(), **settings)
     bias_l2 = module.l2 if module.decay_bias else 0.0
