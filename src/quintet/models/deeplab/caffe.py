@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 MEAN = (122.675 / 255, 116.669 / 255, 104.008 / 255)  # RGB in [0, 1]
 STD = (1 / 255, 1 / 255, 1 / 255)
-LEFT_OUT = re.compile(r"(fc8|fc1_|fc1000|fc\.|aspp|layer5|score|classifier\.6\.)|num_batches_tracked$")
+LEFT_OUT = re.compile(r"(fc8|fc1_|fc1000|fc\.|aspp|layer5\.conv2d_list|score|classifier\.6\.)|num_batches_tracked$")
 PREFIX = re.compile(r"^(module\.|base\.|scale\.|Scale\d?\.)+")
 PARTS = {"reduce": 1, "conv3x3": 2, "increase": 3, "2a": 1, "2b": 2, "2c": 3}
 

@@ -1,4 +1,4 @@
-"""Classes as colours: index maps in the palette of PASCAL VOC, and pictures that a person can judge."""
+"""Pictures of predictions that a person can judge, in PASCAL VOC's colours."""
 
 from pathlib import Path
 from typing import Any
@@ -7,22 +7,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-IGNORE = 255
-
-
-def palette(count: int = 256) -> NDArray[np.uint8]:
-    """Colours (count, 3) of PASCAL VOC: bits of the class number, three at a time, are the high bits of R, G, B."""
-    numbers, colours = np.arange(count), np.zeros((count, 3), np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            colours[:, channel] |= ((numbers >> 3 * bit + channel) & 1).astype(np.uint8) << (7 - bit)
-    return colours
+from quintet.data.segmentation.labels import IGNORED, colour_picture, voc_colours
 
 
 def overlay(image_hwc: NDArray, labels_hw: NDArray, opacity: float = 0.6) -> NDArray[np.float32]:
     """The image (H, W, 3) in [0, 1] with every class but background in its colour, and what is ignored in white."""
-    colours = palette()[labels_hw] / 255.0
-    colours[labels_hw == IGNORE] = 1.0
+    colours = colour_picture(labels_hw) / 255.0
+    colours[labels_hw == IGNORED] = 1.0
     strength = opacity * (labels_hw != 0)[..., None]
     return ((1 - strength) * image_hwc + strength * colours).astype(np.float32)
 
@@ -58,7 +49,7 @@ def draw(rows: list[tuple[NDArray, NDArray, NDArray]], classes: list[str], path:
     for axis, title in zip(axes[0], ("image", "labelled (white: not scored)", "predicted"), strict=True):
         axis.set_title(title)
     occurring = np.unique(np.concatenate([part.ravel() for row in rows for part in row[1:]]))
-    patches = [Patch(color=palette()[c] / 255, label=classes[c]) for c in occurring if 0 < c < len(classes)]
+    patches = [Patch(color=voc_colours()[c] / 255, label=classes[c]) for c in occurring if 0 < c < len(classes)]
     if patches:
         figure.legend(handles=patches, loc="outside lower center", ncols=min(6, len(patches)))
     figure.savefig(path, dpi=100)

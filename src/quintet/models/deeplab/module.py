@@ -3,6 +3,7 @@
 Legend: B images, C classes, H x W pixels.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ class DeepLabModule(LightningModule):
     An example's loss is the mean over its labelled positions of the score map, with several scales the sum of the
     fused scores' and each scale's. With one image at a time and accumulated gradients, as the paper trains ResNet-101,
     that is the authors' loss; their VGG-16, ten images at a time, averages over the positions of all ten together.
-    new_layers_lr: how many times faster than the backbone the layers without pretrained weights learn.
+    new_layers_lr: how many times faster than the backbone the layers without pretrained weights learn. mean_over: names
+    of classes whose mean IoU is reported as `miou_chosen` beside that of all, for data with few examples of the others.
     """
 
     batch_type = SegmentationBatch
@@ -47,25 +49,30 @@ class DeepLabModule(LightningModule):
         facts: dict,
         weight_decay: float = 5e-4,
         new_layers_lr: float = 10.0,
+        mean_over: Sequence[str] | None = None,
         media_count: int = 4,
     ) -> None:
         super().__init__()
         config = from_mapping(NetworkConfig, network, "model.network")
         backbone_config = from_mapping(BackboneConfig, backbone, "model.backbone")
         self.optimizer_config = from_mapping(OptimizerConfig, optimizer, "model.optimizer")
-        self._check(weight_decay, new_layers_lr)
+        self._check(weight_decay, new_layers_lr, facts["classes"], mean_over or [])
         facts = {"num_classes": int(facts["num_classes"]), "classes": plain(facts["classes"])}
-        network, optimizer = plain(config), plain(self.optimizer_config)
+        network, optimizer, mean_over = plain(config), plain(self.optimizer_config), plain(mean_over)
         backbone = plain(replace(backbone_config, weights=None))  # a checkpoint needs no other file
         self.save_hyperparameters()
         self.facts, self.weight_decay, self.starts_from = facts, weight_decay, backbone_config.weights
         self.network = DeepLab(backbone_config, config, facts["num_classes"])
         self.network.to(memory_format=torch.channels_last)
         self.decayed = decayed_names(self.network)
-        self.iou = nn.ModuleDict({stage: MeanIoU(facts["num_classes"], classes=facts["classes"]) for stage in STAGES})
+        measured = {"num_classes": facts["num_classes"], "classes": facts["classes"], "chosen": mean_over}
+        self.iou = nn.ModuleDict({stage: MeanIoU(**measured) for stage in STAGES})
         self.losses = nn.ModuleDict({stage: MeanMetric() for stage in STAGES})
 
-    def _check(self, weight_decay: float, new_layers_lr: float) -> None:
+    def _check(self, weight_decay: float, new_layers_lr: float, known: Sequence[str], chosen: Sequence[str]) -> None:
+        unknown = [name for name in chosen if name not in known]
+        if unknown:
+            raise UserError(f"model.mean_over has {unknown[0]!r}: the data's classes are {', '.join(known)}")
         if self.optimizer_config.weight_decay:
             raise UserError("model.optimizer.weight_decay is 0 here: model.weight_decay is part of the loss, set that")
         if weight_decay < 0:
