@@ -42,7 +42,7 @@ class Augmentation:
 def rescaled(view: View, scale: float) -> View:
     """Bilinear image, nearest labels.
 
-    v2's own Mask takes the pixel left above the nearest, which moves labels by up to half a pixel against the image.
+    v2's own Mask takes the pixel to the left of and above the nearest, which moves labels against the image.
     """
     image_chw, labels_hw = view
     if scale == 1:
