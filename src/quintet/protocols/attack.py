@@ -55,6 +55,8 @@ class Attack:
     attack/queries, and a second call, also with more queries, goes on from it.
     """
 
+    picture = "eval/attack/margins.png"  # the other one shows photographs
+
     def __init__(
         self,
         counts: Sequence[int] = (1, 2, 10),

@@ -55,8 +55,6 @@ class Components:
     components.png under `run_dir`: every training example, and a panel for each part.
     """
 
-    picture = "eval/components/components.png"
-
     def __init__(
         self, solver: Solver, test_index: int = 30, split: str = "test", batch_size: int | None = None
     ) -> None:
