@@ -1,32 +1,47 @@
-"""Compiled loops of the CRF on the CPU: lattice building, and splat, blur and slice on rows of class values.
+"""Compiled loops of the CRF on the CPU: splat, blur and slice on rows of class values, and the mean-field step.
 
-All let go of the interpreter lock, so that threads can share an image. `lanes` is a tuple whose LENGTH is the width of a
-row, the only way to tell Numba a constant by type: rows of 24 floats then stay in vector registers. Legend: n pixel,
+All let go of the interpreter lock, so that threads can share an image. `lanes` is a tuple whose LENGTH is the width of
+a row, the only way to tell Numba a constant by type: rows of 24 floats then stay in vector registers. Legend: n pixel,
 k vertex of its simplex, r row of the lattice, c class, w width of a row.
 """
 
+import functools
+
 import numpy as np
 from llvmlite import ir
-from numba import intp, njit, types
+from numba import float32, intp, njit, types
 from numba.extending import intrinsic
 
 _F32, _I32, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 # Sums keep their order; a product and a sum may become one instruction.
 _FAST = {"contract", "nsz", "nnan", "ninf"}
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-EMPTY = np.int64(-1)
+LANES = 8  # floats in a register; rows are this wide, or a multiple of it, or 1
 
 
 class _Rows:
-    """Emits what the intrinsics share: addresses of rows and entries, and loops with values carried in registers."""
+    """Emits what the intrinsics share: rows as lists of vector registers, and loops that carry values in registers."""
 
     def __init__(self, builder, width: int) -> None:
-        self.builder, self.width, self.kind = builder, width, ir.VectorType(_F32, width)
+        # Not one vector of the row's width: LLVM makes poor code of widths that are no power of two.
+        self.builder, self.width = builder, width
+        self.lanes = LANES if width % LANES == 0 else 1
+        self.kind = ir.VectorType(_F32, self.lanes)
 
-    def row(self, base, index):
-        """Address of row `index` of a C-contiguous float32 matrix."""
-        offset = self.builder.mul(self.builder.sext(index, _I64), _I64(4 * self.width))
-        return self.builder.inttoptr(self.builder.add(base, offset), self.kind.as_pointer())
+    def address(self, base, index):
+        """Of row `index` of a C-contiguous float32 matrix."""
+        return self.builder.add(base, self.builder.mul(self.builder.sext(index, _I64), _I64(4 * self.width)))
+
+    def _places(self, address):
+        steps = range(0, self.width, self.lanes)
+        pointer = self.kind.as_pointer()
+        return [self.builder.inttoptr(self.builder.add(address, _I64(4 * step)), pointer) for step in steps]
+
+    def load(self, address) -> list:
+        return [self.builder.load(place, align=4) for place in self._places(address)]
+
+    def store(self, values: list, address) -> None:
+        for value, place in zip(values, self._places(address), strict=True):
+            self.builder.store(value, place, align=4)
 
     def entry(self, base, position, kind):
         """Entry `position` of a vector of 4-byte numbers."""
@@ -34,16 +49,17 @@ class _Rows:
         return self.builder.load(self.builder.inttoptr(address, kind.as_pointer()), align=4)
 
     def spread(self, number):
-        """The number in every lane."""
+        """The number in every lane of a register."""
         one = self.builder.insert_element(ir.Constant(self.kind, ir.Undefined), number, _I32(0))
-        zeros = ir.Constant(ir.VectorType(_I32, self.width), [0] * self.width)
+        zeros = ir.Constant(ir.VectorType(_I32, self.lanes), [0] * self.lanes)
         return self.builder.shuffle_vector(one, ir.Constant(self.kind, ir.Undefined), zeros)
 
-    def multiply_add(self, a, b, c):
-        product = self.builder.fmul(a, b, flags=("contract",))
-        return self.builder.fadd(product, c, flags=("contract",))
+    def multiply_add(self, a, x: list, y: list) -> list:
+        """a x + y for a register a and rows x and y."""
+        products = [self.builder.fmul(a, one, flags=("contract",)) for one in x]
+        return [self.builder.fadd(one, two, flags=("contract",)) for one, two in zip(products, y, strict=True)]
 
-    def loop(self, count, carried, body):
+    def loop(self, count, carried: list, body) -> list:
         """Run body(position, values) -> values `count` times; returns the last values."""
         b, entry = self.builder, self.builder.block
         head, inside, done = (b.append_basic_block(name) for name in ("head", "body", "done"))
@@ -71,13 +87,12 @@ def _gather(typingctx, lanes, out, rows, index, weight, count):
     def codegen(context, builder, signature, args):
         _, out, rows, index, weight, count = args
         at = _Rows(builder, lanes.count)
-        place = builder.inttoptr(out, at.kind.as_pointer())
 
         def body(k, values):
-            row = builder.load(at.row(rows, at.entry(index, k, _I32)), align=4)
-            return [at.multiply_add(at.spread(at.entry(weight, k, _F32)), row, values[0])]
+            row = at.load(at.address(rows, at.entry(index, k, _I32)))
+            return at.multiply_add(at.spread(at.entry(weight, k, _F32)), row, values)
 
-        builder.store(at.loop(count, [builder.load(place, align=4)], body)[0], place, align=4)
+        at.store(at.loop(count, at.load(out), body), out)
         return context.get_dummy_value()
 
     return types.void(lanes, *[intp] * 5), codegen
@@ -90,12 +105,11 @@ def _scatter(typingctx, lanes, x, rows, index, weight, count):
     def codegen(context, builder, signature, args):
         _, x, rows, index, weight, count = args
         at = _Rows(builder, lanes.count)
-        x = builder.load(builder.inttoptr(x, at.kind.as_pointer()), align=4)
+        values = at.load(x)
 
-        def body(k, values):
-            place = at.row(rows, at.entry(index, k, _I32))
-            old = builder.load(place, align=4)
-            builder.store(at.multiply_add(at.spread(at.entry(weight, k, _F32)), x, old), place, align=4)
+        def body(k, _):
+            place = at.address(rows, at.entry(index, k, _I32))
+            at.store(at.multiply_add(at.spread(at.entry(weight, k, _F32)), values, at.load(place)), place)
             return []
 
         at.loop(count, [], body)
@@ -106,31 +120,47 @@ def _scatter(typingctx, lanes, x, rows, index, weight, count):
 
 @intrinsic
 def _blur(typingctx, lanes, rows, chain, count):
-    """rows[v] += (row before + row after) / 2 along one chain of row numbers, in place: old values stay in registers."""
+    """rows[v] += (row before + row after) / 2 along one chain of row numbers, in place: old values are in registers."""
 
     def codegen(context, builder, signature, args):
         _, rows, chain, count = args
         at = _Rows(builder, lanes.count)
-        half = ir.Constant(at.kind, [0.5] * lanes.count)
-        zero = ir.Constant(at.kind, [0.0] * lanes.count)
+        half, size = ir.Constant(at.kind, [0.5] * at.lanes), at.width // at.lanes
+        zeros = [ir.Constant(at.kind, [0.0] * at.lanes)] * size
 
-        def finish(place, before, now, after):
-            builder.store(at.multiply_add(half, builder.fadd(before, after), now), place, align=4)
+        def finish(address, before, now, after):
+            both = [builder.fadd(one, two) for one, two in zip(before, after, strict=True)]
+            at.store(at.multiply_add(half, both, now), address)
 
         def body(k, values):
-            before, now, address = values
-            following = at.row(rows, at.entry(chain, builder.add(k, _I64(1)), _I32))
-            after = builder.load(following, align=4)
-            finish(builder.inttoptr(address, at.kind.as_pointer()), before, now, after)
-            return [now, after, builder.ptrtoint(following, _I64)]
+            before, now, address = values[:size], values[size:-1], values[-1]
+            following = at.address(rows, at.entry(chain, builder.add(k, _I64(1)), _I32))
+            after = at.load(following)
+            finish(address, before, now, after)
+            return [*now, *after, following]
 
-        first = at.row(rows, at.entry(chain, _I64(0), _I32))
-        carried = [zero, builder.load(first, align=4), builder.ptrtoint(first, _I64)]
-        before, now, address = at.loop(builder.sub(count, _I64(1)), carried, body)
-        finish(builder.inttoptr(address, at.kind.as_pointer()), before, now, zero)
+        first = at.address(rows, at.entry(chain, _I64(0), _I32))
+        values = at.loop(builder.sub(count, _I64(1)), [*zeros, *at.load(first), first], body)
+        finish(values[-1], values[:size], values[size:-1], zeros)
         return context.get_dummy_value()
 
     return types.void(lanes, *[intp] * 3), codegen
+
+
+@intrinsic
+def _top(typingctx, lanes, x):
+    """The greatest number of a row; a loop over it would compare one by one."""
+
+    def codegen(context, builder, signature, args):
+        at = _Rows(builder, lanes.count)
+
+        def greater(one, two):
+            return builder.select(builder.fcmp_ordered(">", one, two), one, two)
+
+        found = functools.reduce(greater, at.load(args[1]))
+        return functools.reduce(greater, [builder.extract_element(found, _I32(i)) for i in range(at.lanes)])
+
+    return float32(lanes, intp), codegen
 
 
 @njit(cache=True, nogil=True)
@@ -178,30 +208,37 @@ def copy_ghosts(rows_rw, ghosts, owners):
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
-def _softmax(lanes, x_w):
-    """In place; classes e^80 times less likely than the likeliest get 0. Relative error of e^x: 2e-7."""
-    width = len(lanes)
-    top, total = x_w[0], np.float32(0)
-    for w in range(width):
-        top = x_w[w] if x_w[w] > top else top
-    for w in range(width):
-        x = x_w[w] - top
-        x = x if x > np.float32(-80) else np.float32(-81)
-        n = np.rint(x * np.float32(1.4426950408889634))
-        r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
-        p = np.float32(1.9875691500e-4)
-        p = p * r + np.float32(1.3981999507e-3)
-        p = p * r + np.float32(8.3334519073e-3)
-        p = p * r + np.float32(4.1665795894e-2)
-        p = p * r + np.float32(1.6666665459e-1)
-        p = p * r + np.float32(5.0000001201e-1)
-        p = p * r * r + r + np.float32(1)
-        power = np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
-        x_w[w] = p * power if x > np.float32(-80.5) else np.float32(0)
-    for w in range(width):
+def _exp(x):
+    """e^x in float32 for x <= 0, relative error 2e-7, without a branch; 0 from -88 on, where the exponent ends."""
+    x = x if x > np.float32(-88) else np.float32(-88)
+    n = np.rint(x * np.float32(1.4426950408889634))
+    r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
+    p = np.float32(1.9875691500e-4)
+    p = p * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    p = p * r * r + r + np.float32(1)
+    return p * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+
+
+@njit(cache=True, nogil=True, fastmath={*_FAST, "reassoc"})
+def _exps(lanes, x_w, top):
+    """x to e^(x - top), in place; returns their sum, in the order that vector registers like."""
+    total = np.float32(0)
+    for w in range(len(lanes)):
+        x_w[w] = _exp(x_w[w] - top)
         total += x_w[w]
-    for w in range(width):
-        x_w[w] = x_w[w] / total
+    return total
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _softmax(lanes, x_w):
+    """In place."""
+    inverse = np.float32(1) / _exps(lanes, x_w, _top(lanes, x_w.ctypes.data))
+    for w in range(len(lanes)):
+        x_w[w] *= inverse
 
 
 @njit(cache=True, nogil=True)
@@ -212,22 +249,23 @@ def step(lanes, log_p_nw, q_nw, first, near, far, start, stop):
     The messages are skipped at the `first` step; the marginals go to q_nw if it has rows, else into the next splat.
     """
     width, last = len(lanes), q_nw.shape[0] > 0
-    log_p, q = log_p_nw.ctypes.data, np.empty(width, np.float32)
+    q_w = np.empty(width, np.float32)
+    # Addresses, because an array that is unpacked in a loop costs an atomic count.
+    q, near_old, near_new, near_depth = q_w.ctypes.data, near[0].ctypes.data, near[1].ctypes.data, near[2].shape[1]
+    near_vertex, near_splat, near_slice = near[2].ctypes.data, near[3].ctypes.data, near[4].ctypes.data
+    far_old, far_new, far_depth = far[0].ctypes.data, far[1].ctypes.data, far[2].shape[1]
+    far_vertex, far_splat, far_slice = far[2].ctypes.data, far[3].ctypes.data, far[4].ctypes.data
     for n in range(start, stop):
+        near_n, far_n = 4 * near_depth * n, 4 * far_depth * n
         for w in range(width):
-            q[w] = log_p_nw[n, w]
-        for old, _, vertex_nk, _, slice_nk in (near, far):
-            depth = vertex_nk.shape[1]
-            if not first:
-                index, weight = vertex_nk.ctypes.data + 4 * depth * n, slice_nk.ctypes.data + 4 * depth * n
-                _gather(lanes, q.ctypes.data, old.ctypes.data, index, weight, depth)
-        _softmax(lanes, q)
+            q_w[w] = log_p_nw[n, w]
+        if not first:
+            _gather(lanes, q, near_old, near_vertex + near_n, near_slice + near_n, near_depth)
+            _gather(lanes, q, far_old, far_vertex + far_n, far_slice + far_n, far_depth)
+        _softmax(lanes, q_w)
         if last:
             for w in range(width):
-                q_nw[n, w] = q[w]
+                q_nw[n, w] = q_w[w]
         else:
-            for _, new, vertex_nk, splat_nk, _ in (near, far):
-                depth = vertex_nk.shape[1]
-                index, weight = vertex_nk.ctypes.data + 4 * depth * n, splat_nk.ctypes.data + 4 * depth * n
-                _scatter(lanes, q.ctypes.data, new.ctypes.data, index, weight, depth)
-    return log_p
+            _scatter(lanes, q, near_new, near_vertex + near_n, near_splat + near_n, near_depth)
+            _scatter(lanes, q, far_new, far_vertex + far_n, far_splat + far_n, far_depth)
