@@ -23,8 +23,8 @@ def resize(x_bchw: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def scaled_size(size: Sequence[int], scale: float) -> tuple[int, int]:
-    """Pixels of an image at a scale, at least 1."""
-    height, width = (max(1, round((side - 1) * scale) + 1) for side in size)
+    """Pixels of an image at a scale."""
+    height, width = (round((side - 1) * scale) + 1 for side in size)
     return height, width
 
 
