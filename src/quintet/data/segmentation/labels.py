@@ -42,12 +42,6 @@ class LabelMap:
     values: Mapping[int, int]
     colours: Mapping[int, Sequence[int]] | None = None
 
-    def table(self) -> NDArray[np.int16]:
-        """Class of every number from 0 on, -1 for those that are none."""
-        table = np.full(max(self.values) + 1, -1, np.int16)
-        table[list(self.values)] = list(self.values.values())
-        return table
-
 
 def plain_map(classes: Sequence[str], colours: Mapping[int, Sequence[int]] | None = None) -> LabelMap:
     """The numbers in the files are the classes, and 255."""
@@ -77,20 +71,21 @@ def read_rgb(path: Path) -> NDArray[np.uint8]:
 def read_labels(path: Path, labels: LabelMap) -> NDArray[np.uint8]:
     """(H, W) classes and 255 of one mask: index or palette PNG, colour picture, or .mat.
 
-    Errors: UserError naming the file and the first number or colour that is no class.
+    Errors: UserError naming the file, and the smallest number or first colour that is no class.
     """
     values_hw = read_mat(path) if path.suffix == ".mat" else _read_values(path, labels)
-    table = labels.table()
-    wrong_hw = (values_hw < 0) | (values_hw >= len(table))
-    classes_hw = table[np.where(wrong_hw, 0, values_hw)]
-    wrong_hw |= classes_hw < 0
-    if wrong_hw.any():
-        row, column = np.argwhere(wrong_hw)[0]
+    small = values_hw.dtype == np.uint8  # counting is four times as fast as sorting
+    used = np.flatnonzero(np.bincount(values_hw.reshape(-1), minlength=256)) if small else np.unique(values_hw)
+    wrong = [number for number in used.tolist() if number not in labels.values]
+    if wrong:
+        row, column = np.argwhere(values_hw == wrong[0])[0]
         raise UserError(
-            f"mask {path}: label {values_hw[row, column]} at row {row}, column {column} is no class; legal are"
+            f"mask {path}: label {wrong[0]} at row {row}, column {column} is no class; legal are"
             f" {ranges(labels.values)} ({len(labels.classes)} classes, {IGNORED} = ignored)"
         )
-    return classes_hw.astype(np.uint8)
+    class_of = np.zeros(max(labels.values) + 1, np.uint8)
+    class_of[list(labels.values)] = list(labels.values.values())
+    return class_of[values_hw]
 
 
 def _read_values(path: Path, labels: LabelMap) -> NDArray:
@@ -102,7 +97,7 @@ def _read_values(path: Path, labels: LabelMap) -> NDArray:
     if picture.mode in ("L", "LA"):
         return np.asarray(picture.getchannel("L"))
     if picture.mode == "1" or picture.mode.startswith("I"):
-        return np.asarray(picture).astype(np.int64)
+        return np.asarray(picture).astype(np.uint8 if picture.mode == "1" else np.int64)
     return _from_colours(np.asarray(picture.convert("RGB")), labels, path)
 
 
@@ -111,12 +106,12 @@ def _from_palette(picture: Any, labels: LabelMap) -> NDArray:
     index_hw = np.asarray(picture)
     if labels.colours is None:
         return index_hw
-    used = np.unique(index_hw)
+    used = np.flatnonzero(picture.histogram())
     stored = np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)
     number = {tuple(colour): number for number, colour in labels.colours.items()}
     # a file may end its palette before the last index
     found = [number.get(tuple(stored[i].tolist())) if i < len(stored) else None for i in used]
-    if None in found:
+    if None in found or found == used.tolist():
         return index_hw
     renumber = np.zeros(256, np.uint8)
     renumber[used] = found
