@@ -94,6 +94,17 @@ SMALL = {
     ),
     "linear_svm": Small({"mnist_17": "digits_sample_17"}, [], "test/accuracy", 1.0),
     "rbf_svm": Small({"dogfish": "digits_sample_17"}, ["model.network.pixels=false"], "test/accuracy", 1.0),
+    "deeplab": Small(
+        dict.fromkeys(["voc2012_aug", "pascal_context", "person_part", "cityscapes"], "shapes_sample"),
+        [
+            *("model.backbone.name=squeezenet1_1", "model.backbone.weights=null", "model.backbone.layout=torchvision"),
+            *("model.backbone.output_stride=16", "model.network.channels=4", "model.mean_over=null"),
+            *("data.crop_size=33", "data.batch_size=2", "data.eval_size=129", "data.eval_batch_size=2"),
+            *("data.source.num_train=6", "data.source.num_val=2", "trainer.accumulate_grad_batches=1"),
+        ],
+        "test/miou",
+        1.0,
+    ),
     "all_cnn": Small(
         {"mnist_small": "digits_sample_images"},
         ["model.network.channels=[2,2]", "model.network.strides=[1,2]"],
