@@ -6,7 +6,7 @@ CPU and tensor operations on a GPU. Torch is imported only where it is used: the
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 BACKENDS = ("pydensecrf", "torch")
 CLIP = 1e-5  # the least probability that a unary knows, as in the authors' scripts
-SUM_TOLERANCE = {2: 1e-2}  # by bytes a number: half precision sums less exactly
+SUM_TOLERANCE = 1e-3  # of the classes of a pixel
+HALF_TOLERANCE = 2e-2  # in half precision
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,10 @@ class CrfConfig:
 class Crf:
     """Refines a network's class probabilities with the image."""
 
-    def __init__(self, config: CrfConfig | None = None) -> None:
-        self.config = config or CrfConfig()
+    def __init__(self, config: CrfConfig | Mapping | None = None) -> None:
+        from quintet.models.optimizer import from_mapping
+
+        self.config = from_mapping(CrfConfig, config or {}, "crf.config")
 
     def refine(self, probabilities: "Array", image: "Array") -> "Array":
         """Marginals (C, H, W) float32, of the kind that came, from probabilities (C, H, W) and image uint8 (H, W, 3).
@@ -126,24 +129,20 @@ def check(probabilities: "Array", image: "Array", number: int = 0) -> tuple["Arr
         raise UserError(f"{where} is {sizes}: upsample the scores to the image's size first")
     if "float" not in str(probabilities.dtype):
         raise UserError(f"{where} has type {probabilities.dtype}: give probabilities as floating-point numbers")
-    least, apart = float(probabilities.min()), float(abs(_sums(probabilities) - 1).max())
+    least, apart = float(probabilities.min()), float(abs(probabilities.sum(0) - 1).max())
     if least != least or apart != apart:
         raise UserError(f"{where} contains NaN: look at the network's scores, training may have diverged")
     if least < 0:
         raise UserError(f"{where} contains negative numbers (down to {least:.3g}): give softmax(scores), not scores")
-    if apart > SUM_TOLERANCE.get(probabilities.dtype.itemsize, 1e-3):
+    if apart > (HALF_TOLERANCE if probabilities.dtype.itemsize == 2 else SUM_TOLERANCE):
         raise UserError(f"{where}: the classes of a pixel do not sum to 1 (off by {apart:.3g}): give softmax(scores)")
+    if isinstance(image, np.ndarray) or isinstance(probabilities, np.ndarray):
+        image = np.require(_numpy(image), requirements="CW")  # what torch asks of an array that it shares
     if isinstance(probabilities, np.ndarray):
-        return probabilities.astype(np.float32, copy=False), np.asarray(image)
+        return np.require(probabilities, np.float32, "CW"), image
     import torch
 
     return probabilities.float(), torch.as_tensor(image, device=probabilities.device)
-
-
-def _sums(probabilities: "Array") -> "Array":
-    if isinstance(probabilities, np.ndarray):
-        return probabilities.sum(0, dtype=np.float64)
-    return probabilities.sum(0, dtype=probabilities.double().dtype if probabilities.device.type == "cpu" else None)
 
 
 def infer(probabilities_chw: "Array", image_hwc: "Array", config: CrfConfig) -> np.ndarray:
