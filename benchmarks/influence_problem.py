@@ -156,72 +156,28 @@ def fit_network(layers: Layers, x: Tensor, y: Tensor, l2: float, steps: int = 20
     return [p.detach() for p in network.parameters()]
 
 
-class Network:
-    """Derivatives of any network's cross-entropy in its flat parameters, by plain autograd."""
-
-    def __init__(self, problem: Problem) -> None:
-        self.problem, self.network = problem, problem.network()
-        self.parameters = dict(self.network.named_parameters())
-
-    def jacobian(self, x: Tensor, chunk: int = 50) -> Tensor:
-        """Derivatives of the logits, (B, c, p)."""
-        fixed = {name: value.detach() for name, value in self.parameters.items()}
-        logits = lambda params, one: torch.func.functional_call(self.network, params, one[None])[0]  # noqa: E731
-        rows = []
-        for part in x.split(chunk):
-            found = torch.func.vmap(torch.func.jacrev(logits), in_dims=(None, 0))(fixed, part)
-            rows.append(torch.cat([j.flatten(2) for j in found.values()], 2))
-        return torch.cat(rows)
-
-    def times(self, vector_p: Tensor, chunk: int = 500) -> Tensor:
-        """Hessian of the mean training loss plus all damping, times a vector."""
-        values, total = list(self.parameters.values()), torch.zeros_like(vector_p)
-        parts = [v.view_as(p) for v, p in zip(vector_p.split([p.numel() for p in values]), values, strict=True)]
-        for x, y in zip(self.problem.x_train.split(chunk), self.problem.y_train.split(chunk), strict=True):
-            loss = nnf.cross_entropy(self.network(x), y, reduction="sum")
-            slopes = torch.autograd.grad(loss, values, create_graph=True)
-            found = torch.autograd.grad(slopes, values, parts)
-            total += torch.cat([f.flatten() for f in found])
-        return total / len(self.problem.x_train) + self.problem.total_damping * vector_p
+def network_exact(problem: Problem, chunk: int = 250) -> np.ndarray:
+    """Scores (q, n) with the damped Gauss-Newton matrix, which EK-FAC approximates, by a Cholesky factorisation."""
+    network, n = problem.network(), len(problem.x_train)
+    matrix, gradients = 0.0, []
+    for x, y in zip(problem.x_train.split(chunk), problem.y_train.split(chunk), strict=True):
+        jacobian_bcp, logits_bc = jacobian(network, x)
+        chance_bc = torch.softmax(logits_bc, 1)
+        centred_bcp = jacobian_bcp - torch.einsum("bc,bcp->bp", chance_bc, jacobian_bcp)[:, None]
+        half = (chance_bc.sqrt()[:, :, None] * centred_bcp).flatten(0, 1)
+        matrix = matrix + half.T @ half / n
+        gradients.append(torch.einsum("bc,bcp->bp", residuals(logits_bc, y), jacobian_bcp))
+    matrix.diagonal().add_(problem.total_damping)
+    jacobian_qcp, logits_qc = jacobian(network, problem.x_test)
+    right_qp = torch.einsum("qc,qcp->qp", residuals(logits_qc, problem.y_test), jacobian_qcp)
+    solution_qp = torch.cholesky_solve(right_qp.T, torch.linalg.cholesky(matrix)).T
+    return (solution_qp @ torch.cat(gradients).T / n).numpy()
 
 
-def network_exact(problem: Problem, tolerance: float = 1e-5) -> tuple[np.ndarray, np.ndarray]:
-    """Scores (q, n) with the Hessian, and with the Gauss-Newton matrix in its place, which EK-FAC approximates.
-
-    The Hessian's by conjugate gradients that the factorised Gauss-Newton matrix preconditions.
-    """
-    network = Network(problem)
+def jacobian(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Derivatives (b, c, p) of the logits in the flat parameters, and the logits (b, c)."""
+    fixed = {name: value.detach() for name, value in network.named_parameters()}
+    logits = lambda params, one: torch.func.functional_call(network, params, one[None])[0]  # noqa: E731
+    found = torch.func.vmap(torch.func.jacrev(logits), in_dims=(None, 0))(fixed, x)
     with torch.no_grad():
-        logits, logits_test = network.network(problem.x_train), network.network(problem.x_test)
-    jacobian_ncp = network.jacobian(problem.x_train)
-    gradient_np = torch.einsum("nc,ncp->np", residuals(logits, problem.y_train), jacobian_ncp)
-    right_qp = torch.einsum("qc,qcp->qp", residuals(logits_test, problem.y_test), network.jacobian(problem.x_test))
-    chance_nc = torch.softmax(logits, 1)
-    centred_ncp = jacobian_ncp - torch.einsum("nc,ncp->np", chance_nc, jacobian_ncp)[:, None]
-    half = (chance_nc.sqrt()[:, :, None] * centred_ncp).flatten(0, 1)
-    gauss_newton = half.T @ half / len(problem.x_train)
-    gauss_newton.diagonal().add_(problem.total_damping)
-    factor = torch.linalg.cholesky(gauss_newton)
-    by_gauss_newton = torch.cholesky_solve(right_qp.T, factor).T
-    by_hessian = torch.stack([conjugate_gradients(network.times, v, factor, tolerance) for v in right_qp])
-    n = len(problem.x_train)
-    return (by_hessian @ gradient_np.T / n).numpy(), (by_gauss_newton @ gradient_np.T / n).numpy()
-
-
-def conjugate_gradients(times, right_p: Tensor, factor: Tensor, tolerance: float) -> Tensor:
-    """Solution of times(x) = right, preconditioned by the Cholesky factor of a matrix near it."""
-    solve = lambda v: torch.cholesky_solve(v[:, None], factor)[:, 0]  # noqa: E731
-    x_p, rest_p = torch.zeros_like(right_p), right_p.clone()
-    step_p = near_p = solve(rest_p)
-    for _ in range(200):
-        image_p = times(step_p)
-        length = (rest_p @ near_p) / (step_p @ image_p)
-        if not length > 0:
-            raise ValueError("the damped Hessian is indefinite: raise the damping, or train longer")
-        x_p, before = x_p + length * step_p, rest_p @ near_p
-        rest_p = rest_p - length * image_p
-        if rest_p.norm() <= tolerance * right_p.norm():
-            return x_p
-        near_p = solve(rest_p)
-        step_p = near_p + (rest_p @ near_p) / before * step_p
-    raise ValueError("conjugate gradients did not converge in 200 steps")
+        return torch.cat([part.flatten(2) for part in found.values()], 2), network(x)

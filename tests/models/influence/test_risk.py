@@ -44,6 +44,8 @@ def test_example_gradients_and_their_products(case):
     vectors = torch.randn(3, risk.num_params, dtype=torch.float64)
     torch.testing.assert_close(risk.example_gradients(batch), slopes(module, batch))
     torch.testing.assert_close(risk.directional(batch, vectors), vectors @ slopes(module, batch).T)
+    many = torch.randn(9, risk.num_params, dtype=torch.float64)  # another route than a few
+    torch.testing.assert_close(risk.directional(batch, many), many @ slopes(module, batch).T)
     torch.testing.assert_close(risk.batch_losses(batch), module.example_losses(batch).detach())
 
 

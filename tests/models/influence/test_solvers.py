@@ -167,6 +167,8 @@ def test_ekfac_inverts_what_it_holds_and_reports_how_far_that_is_from_the_hessia
     residual = solution.vectors @ (dense(module, data())[1] + 0.1 * torch.eye(15)) - right(risk)
     torch.testing.assert_close(solution.relative_residual, residual.norm(dim=1) / right(risk).norm(dim=1))
     assert solution.relative_residual.min() > 1e-4  # an approximation, and it says so
+    unchecked = Ekfac(damping=0.1, residual=False).solve(risk, right(risk))
+    assert unchecked.relative_residual.isnan().all() and torch.equal(unchecked.vectors, solution.vectors)
     curvature = Ekfac(damping=0.1).prepare(risk).curvature
     back = curvature.power(solution.vectors, 1.0)
     torch.testing.assert_close(back, right(risk))

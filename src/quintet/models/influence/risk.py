@@ -16,8 +16,10 @@ from torch.func import functional_call, grad, jvp, vmap
 from quintet.errors import UserError
 from quintet.models.influence.derivatives import Derivatives
 from quintet.models.influence.examples import Examples, tensors
-from quintet.models.influence.memory import examples_at_once, saved_bytes, vectors_at_once
+from quintet.models.influence.memory import budget, examples_at_once, saved_bytes, vectors_at_once
 from quintet.models.influence.selection import Selection
+
+MANY = 8  # vectors
 
 
 class _Call(nn.Module):
@@ -142,9 +144,16 @@ class EmpiricalRisk:
     def directional(self, batch: Any, vectors_kp: Tensor) -> Tensor:
         """grad L(z_i), without its L2 term, times each vector, (K, B)."""
         with self._quiet():
+            if self._gradients_pay(batch, len(vectors_kp)):
+                return vectors_kp @ self.mode.example_gradients(self.theta, batch).T
             return torch.cat(
                 [self.mode.directional(self.theta, batch, part) for part in self._split(batch, vectors_kp)]
             )
+
+    def _gradients_pay(self, batch: Any, vectors: int) -> bool:
+        """Whether the examples' gradients, about the work of MANY tangents, are quicker than one tangent a vector."""
+        size = len(tensors(batch)[0]) * self.num_params * self.theta.element_size()
+        return vectors >= MANY and self.mode.routes["example_gradients"] == "forward" and size <= budget(self.device)
 
     def _split(self, batch: Any, vectors_kp: Tensor) -> Sequence[Tensor]:
         """As many vectors at a time as memory allows."""

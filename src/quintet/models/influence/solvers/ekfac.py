@@ -13,19 +13,23 @@ from quintet.models.influence.solvers.interface import InverseHessian, Solver
 
 @dataclass
 class Ekfac(Solver):
-    """seed: of the labels sampled from the model's prediction. The residual says how far the approximation is off."""
+    """seed: of the labels sampled from the model's prediction.
+
+    residual: says how far the approximation is off, for a product with the Hessian a query, which is most of the time.
+    """
 
     seed: int = 0
+    residual: bool = True
 
     def prepare(self, risk: EmpiricalRisk) -> "Factored":
-        return Factored(risk, self.damping, curvature_of(risk, self.damping, self.seed))
+        return Factored(risk, self.damping, curvature_of(risk, self.damping, self.seed), self.residual)
 
 
 class Factored(InverseHessian):
     """The factored curvature of one risk."""
 
-    def __init__(self, risk: EmpiricalRisk, damping: float, curvature: KroneckerCurvature) -> None:
-        super().__init__(risk, damping)
+    def __init__(self, risk: EmpiricalRisk, damping: float, curvature: KroneckerCurvature, residual: bool) -> None:
+        super().__init__(risk, damping, residual)
         self.curvature = curvature
         if min(curvature.ridges) + min(float(f.eigenvalues.min()) for f in curvature.factors) <= 0:
             raise UserError("the factored Hessian is singular: set solver.damping above 0, or train with an L2 term")

@@ -4,6 +4,7 @@ import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from quintet.errors import UserError
@@ -15,7 +16,9 @@ class Solution:
     """K solutions of (H + effective_damping I) x = v."""
 
     vectors: Tensor  # (K, p)
-    relative_residual: Tensor  # (K,) |(H + effective_damping I) x - v| / |v|, by a Hessian-vector product of its own
+    relative_residual: (
+        Tensor  # (K,) |(H + effective_damping I) x - v| / |v|, by a product of its own; nan: not asked for
+    )
     iterations: int  # Hessian-vector products that each solution took, without the one for the residual
     effective_damping: float
     seconds: float
@@ -24,8 +27,8 @@ class Solution:
 class InverseHessian(ABC):
     """What a solver has prepared for one risk: a factorisation, a preconditioner, a subspace."""
 
-    def __init__(self, risk: EmpiricalRisk, damping: float) -> None:
-        self.risk, self.damping = risk, damping
+    def __init__(self, risk: EmpiricalRisk, damping: float, residual: bool = True) -> None:
+        self.risk, self.damping, self.residual = risk, damping, residual
 
     @abstractmethod
     def apply(self, vectors_kp: Tensor) -> tuple[Tensor, int]:
@@ -35,8 +38,10 @@ class InverseHessian(ABC):
         """x with its true residual, measured by one product more."""
         started = time.perf_counter()
         x_kp, iterations = self.apply(vectors_kp)
-        residual_kp = self.risk.hvp(x_kp) + self.damping * x_kp - vectors_kp
-        relative_k = residual_kp.norm(dim=1) / vectors_kp.norm(dim=1).clamp(min=1e-30)
+        relative_k = torch.full_like(x_kp[:, 0], torch.nan)
+        if self.residual:
+            residual_kp = self.risk.hvp(x_kp) + self.damping * x_kp - vectors_kp
+            relative_k = residual_kp.norm(dim=1) / vectors_kp.norm(dim=1).clamp(min=1e-30)
         return Solution(x_kp, relative_k, iterations, self.damping, time.perf_counter() - started)
 
 
