@@ -107,7 +107,7 @@ def test_bad_maps_and_images_are_refused_in_one_line(backend, as_kind, change, m
 
 def test_settings_may_come_from_a_config_node():
     assert Crf({"w1": 5, "backend": "torch"}).config == CrfConfig(w1=5, backend="torch") and Crf().config == CrfConfig()
-    with pytest.raises(UserError, match="crf.config has no key 'w3': legal keys are w1, sa, sb, w2"):
+    with pytest.raises(UserError, match=r"crf.config has no key 'w3': legal keys are w1, sa, sb, w2"):
         Crf({"w3": 1})
 
 
