@@ -6,6 +6,7 @@ import torch
 from small_models import Net, Softmax, data, dense, examples, fit
 
 from quintet.errors import UserError
+from quintet.models.influence import kronecker
 from quintet.models.influence.kronecker import fit_factors
 from quintet.models.influence.linear_risk import make_risk
 from quintet.models.influence.risk import EmpiricalRisk
@@ -141,8 +142,11 @@ def test_ekfac_is_exact_where_the_fisher_matrix_is_a_kronecker_product():
     assert Ekfac(damping=0.1).solve(linear, vectors).relative_residual.max() < 1e-10
 
 
-def test_factors_from_hooks_are_second_moments_in_the_eigenbases():
+@pytest.mark.parametrize("memory", ["enough", "little"])
+def test_factors_from_hooks_are_second_moments_in_the_eigenbases(memory, monkeypatch):
     """Against gradients of single examples; the layer that is called twice adds up its calls."""
+    if memory == "little":
+        monkeypatch.setattr(kronecker, "budget", lambda device: 0)
     module = Net()
     risk = EmpiricalRisk(module, examples(), ["conv.*", "twice.*", "layer.*"], batch_size=9)
     batch = data()

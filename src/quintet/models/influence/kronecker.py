@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as nnf
 
 from quintet.errors import UserError
+from quintet.models.influence.memory import budget
 from quintet.models.influence.selection import Selection
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
@@ -139,7 +140,7 @@ def patches(layer: nn.Conv1d | nn.Conv2d, given: Tensor) -> Tensor:
 
 
 def fit_factors(risk: Any, generator: torch.Generator) -> list[KroneckerFactor]:
-    """The factors from two sweeps over the training examples; the labels of the second are those of the first.
+    """The factors from a sweep over the training examples, and a second one where their gradients take much memory.
 
     With `module.sample_labels` labels come from the model's own prediction, which gives the Fisher matrix (for
     cross-entropy the Gauss-Newton matrix); without it from the data: the empirical Fisher.
@@ -148,22 +149,34 @@ def fit_factors(risk: Any, generator: torch.Generator) -> list[KroneckerFactor]:
     tape = LayerTape(risk.module, risk.selection)
     inputs_ff: dict[str, Tensor] = defaultdict(float)
     slopes_oo: dict[str, Tensor] = defaultdict(float)
+    keep = len(risk.train) * risk.num_params * risk.theta.element_size() <= budget(risk.device) // 2
+    kept: list[dict] = []
     for calls in _sweep(risk, tape, generator):
         for name, parts in calls.items():
             for inputs, slopes in parts:
                 inputs_ff[name] = inputs_ff[name] + torch.einsum("btf,btg->fg", inputs, inputs)
                 slopes_oo[name] = slopes_oo[name] + torch.einsum("bto,btn->on", slopes, slopes)
+        if keep:
+            kept.append({name: condensed(parts) for name, parts in calls.items()})
     bases = {name: tuple(torch.linalg.eigh(risk.mean(m))[1] for m in (inputs_ff[name], slopes_oo[name]))
              for name in inputs_ff}  # fmt: skip
     second: dict[str, Tensor] = defaultdict(float)
-    generator.set_state(state)
-    for calls in _sweep(risk, tape, generator):
+    generator.set_state(state)  # the labels of a second sweep are those of the first
+    for calls in kept if keep else _sweep(risk, tape, generator):
         for name, parts in calls.items():
             basis_in, basis_out = bases[name]
             gradient_bof = sum((s @ basis_out).mT @ (a @ basis_in) for a, s in parts)
             second[name] = second[name] + gradient_bof.square().sum(0)
     biases = {name: f"{name}.bias" if tape.with_bias[name] else None for name in bases}
     return [KroneckerFactor(f"{n}.weight", biases[n], *bases[n], risk.mean(second[n])) for n in bases]
+
+
+def condensed(parts: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """Inputs and slopes of a layer's calls -> the same gradients (B, O, F), sums of s^T a, by as few numbers as any."""
+    features, outputs = parts[0][0].shape[2], parts[0][1].shape[2]
+    if sum(inputs.shape[1] for inputs, _ in parts) * (features + outputs) <= features * outputs:
+        return parts
+    return [(sum(slopes.mT @ inputs for inputs, slopes in parts), torch.eye(outputs).to(parts[0][1])[None])]
 
 
 def _sweep(risk: Any, tape: LayerTape, generator: torch.Generator) -> Iterator[dict]:
