@@ -12,7 +12,6 @@ import argparse
 import io
 import multiprocessing
 import os
-import resource
 import statistics
 import tarfile
 import time
@@ -23,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from _common import RESULTS, one_line_errors, print_table, row
+from influence_peers import memory_mb
 
 from quintet.errors import UserError
 from quintet.models.deeplab import crf_compiled, mean_field
@@ -177,9 +177,9 @@ def peak(name: str, setting: Setting, pair: Pair, candidate: Callable) -> float:
 def _peak(name: str, setting: Setting, pair: Pair) -> float:
     candidate = make_candidates(setting)[name]
     candidate(next(synthetic(replace(setting, images=1, size=(16, 16)))))  # imports and compiles
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = memory_mb(reset=True)
     candidate(pair)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+    return memory_mb() - before
 
 
 def real(root: Path, count: int) -> Iterator[Pair]:
