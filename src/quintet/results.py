@@ -1,7 +1,7 @@
 """Published numbers: one small JSON per result under docs/results/, and the page docs/results.md made from them.
 
-`python -m quintet.results` (or `make results`) regenerates the page; no number on it is typed by hand. A plot of the same
-name beside the JSON is shown below its table.
+`python -m quintet.results` (or `make results`) regenerates the page; no number on it is typed by hand. A plot of the
+same name beside the JSON is shown below its table.
 """
 
 import json

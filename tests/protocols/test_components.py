@@ -144,7 +144,7 @@ def test_the_command_line_draws_figure_1(monkeypatch, run):
     monkeypatch.setattr(components, "draw_row", lambda *args: drawn.append(args) or real(*args))
     assert cli.eval_main() == 0
     folder = run / "eval" / "components"
-    assert (run / Components.picture).stat().st_size > 20_000
+    assert (run / "eval/components/components.png").stat().st_size > 20_000
     assert json.loads((folder / "result.json").read_text())["rows"][0] | {"note": None, "unit": ""} == {
         "metric": "components/pearson", "value": pytest.approx(1), "paper": 1.0, "note": None, "unit": ""}  # fmt: skip
     (_, clouds, same, _, _, pictures), table = drawn[0], rows(run / "eval")
