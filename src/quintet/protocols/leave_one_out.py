@@ -5,8 +5,6 @@ Legend: N training examples, K of them left out one at a time.
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +16,7 @@ from quintet.errors import UserError
 from quintet.models.influence.examples import Examples
 from quintet.models.influence.influence import influence
 from quintet.models.influence.linear_risk import make_risk
+from quintet.models.influence.losses import smoothed
 from quintet.models.influence.retrain import QueryLosses, RetrainConfig, Retraining, retrain
 from quintet.models.optimizer import from_mapping
 from quintet.protocols.scatter import Cloud, agreement, draw_clouds, shown
@@ -203,17 +202,3 @@ class Report:
         chosen = "largest influence" if kind == "largest" else "drawn at random"
         return Cloud(f"{one.label.replace('_t', ', t = ')}: {chosen}", actual, predicted, notes,
                      "actual change of the loss", "predicted change of the loss")  # fmt: skip
-
-
-@contextmanager
-def smoothed(module: Any, t: float | None) -> Iterator[None]:
-    """The SVM with another smoothness for a while; null leaves it as it is."""
-    if t is None:
-        yield
-        return
-    before = module.smoothness
-    module.smoothness = t
-    try:
-        yield
-    finally:
-        module.smoothness = before
