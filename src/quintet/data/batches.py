@@ -70,3 +70,19 @@ class SegmentationBatch(NamedTuple):
     labels: Tensor  # (B, H, W) int64 class 0..C-1; 255 = not scored: borders of objects, and padding
     sizes: Tensor  # (B, 2) int64 height and width before padding
     index: Tensor  # (B,) int64 row of the image in its split
+
+
+class CaptionBatch(NamedTuple):
+    """Images with captions (Vinyals et al. 2015); I images, B captions of them, T the longest, F encoder features.
+
+    The decoder reads the image, then `words[:, :-1]`, and predicts `words[:, 1:]`: nothing is predicted at the image.
+    Ids 0..3 are padding, bos, eos and unknown. An image with several captions in the batch is there once.
+    """
+
+    images: Tensor | None  # (I, 3, H, W) float32 RGB in [0, 1]; None where `features` stand for them
+    features: Tensor | None  # (I, F) float32 cached output of the frozen encoder; None where there are images
+    words: Tensor  # (B, T) int64 bos, the words, eos, 0 = padding
+    lengths: Tensor  # (B,) int64 ids of each caption, bos and eos included
+    image_row: Tensor  # (B,) int64 which of the I images each caption is of
+    image_index: Tensor  # (I,) int64 row of each image in its split
+    index: Tensor  # (B,) int64 row of the caption in its split
