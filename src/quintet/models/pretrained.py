@@ -1,5 +1,6 @@
 """Weights of torchvision networks: by torchvision's name or from a local file, told apart from another network's."""
 
+import hashlib
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +31,14 @@ def weights_file(name: str, weights: str, key: str) -> Path:
         names = ", ".join(known.name for known in models.get_model_weights(name))
         raise UserError(f"{key}={weights}: no such file; give one, or {names}, or null")
     return path
+
+
+def weights_key(name: str, weights: str | None, key: str) -> str:
+    """What tells these weights from others, wherever the file lies: its hash, the address of torchvision's."""
+    if weights is None:
+        return "random"
+    known = official(name, weights)
+    return known.url if known else hashlib.sha256(weights_file(name, weights, key).read_bytes()).hexdigest()
 
 
 def read_weights(name: str, weights: str | None, key: str) -> Mapping[str, Tensor] | None:

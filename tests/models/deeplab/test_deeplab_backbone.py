@@ -9,7 +9,8 @@ from torchvision import models
 from torchvision.transforms.functional import normalize
 
 from quintet.errors import UserError
-from quintet.models.deeplab.backbone import Backbone, BackboneConfig, FrozenBatchNorm
+from quintet.models.deeplab.backbone import Backbone, BackboneConfig
+from quintet.models.frozen_norm import FrozenBatchNorm
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 WEIGHTS = Path(__file__).parents[3].parent / "shared" / "data" / "weights" / "mobilenet_v2.pth"

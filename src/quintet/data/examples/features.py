@@ -1,6 +1,5 @@
 """Features of a pretrained network in place of images: computed once, kept as a memory-mapped array."""
 
-import hashlib
 import logging
 import warnings
 from collections.abc import Mapping
@@ -16,13 +15,13 @@ from quintet.data.examples.source import SPLITS, ExampleSource
 from quintet.data.examples.store import ArrowInputs
 from quintet.data.store import build_once, digest
 from quintet.errors import UserError
-from quintet.models.pretrained import IMAGENET, load_weights, official, read_weights, weights_file
+from quintet.models.pooled import AUXILIARY, head_of, native_size, normalisation, random_network, resized
+from quintet.models.pretrained import load_weights, read_weights, weights_key
 
 log = logging.getLogger(__name__)
 FORMAT = 1  # raise when the computed features change
-HEADS = {"mobilenet_v2": "classifier", "inception_v3": "fc"} | {f"resnet{n}": "fc" for n in (18, 34, 50, 101, 152)}
+NAMES = ("mobilenet_v2", "inception_v3", *(f"resnet{n}" for n in (18, 34, 50, 101, 152)))
 KEY = "data.features.weights"
-INCEPTION = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 class Backbone(nn.Module):
@@ -42,10 +41,7 @@ class Backbone(nn.Module):
         return super().train(False)
 
     def forward(self, images_bchw: Tensor) -> Tensor:
-        if images_bchw.shape[-2:] != (self.image_size, self.image_size):
-            size = (self.image_size, self.image_size)
-            images_bchw = nn.functional.interpolate(images_bchw, size, mode="bilinear", antialias=True)
-        return self.body((images_bchw - self.mean) / self.std)
+        return self.body((resized(images_bchw, self.image_size) - self.mean) / self.std)
 
 
 @dataclass
@@ -62,8 +58,8 @@ class FrozenBackbone:
     batch_size: int = 50
 
     def __post_init__(self) -> None:
-        if self.name not in HEADS:
-            raise UserError(f"data.features.name={self.name}: choose {', '.join(HEADS)}")
+        if self.name not in NAMES:
+            raise UserError(f"data.features.name={self.name}: choose {', '.join(NAMES)}")
         for key in ("image_size", "batch_size"):
             value = getattr(self, key)
             if value is not None and value < 1:
@@ -74,35 +70,21 @@ class FrozenBackbone:
     @property
     def size(self) -> int:
         """Pixels a side that the network sees."""
-        return self.image_size or (299 if self.name == "inception_v3" else 224)
+        return self.image_size or native_size(self.name)
 
     def network(self) -> Backbone:
         """The frozen network. Errors: UserError for weights that are missing, broken or of another network."""
         state = read_weights(self.name, self.weights, KEY)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # without weights: the same random network every time
-            body = self._body(state)
+        # the second classifier is used in training only, and some files leave it out
+        auxiliary = tuple(AUXILIARY.get(self.name, ()))
+        body = random_network(self.name, aux=state is None or any(key.startswith(auxiliary) for key in state))
         if state is not None:
             load_weights(body, state, f"{KEY}={self.weights} is no {self.name} of torchvision")
-        setattr(body, HEADS[self.name], nn.Identity())
-        return Backbone(body, self.size, *(INCEPTION if self.name == "inception_v3" else IMAGENET))
-
-    def _body(self, state: Mapping[str, Tensor] | None) -> nn.Module:
-        from torchvision import models
-
-        if self.name != "inception_v3":
-            return models.get_model(self.name, weights=None)
-        # the second classifier is used in training only, and some files leave it out
-        aux = state is None or any(key.startswith("AuxLogits.") for key in state)
-        return models.inception_v3(weights=None, init_weights=False, aux_logits=aux, transform_input=False)
+        setattr(body, head_of(self.name), nn.Identity())
+        return Backbone(body, self.size, *normalisation(self.name, self.weights))
 
     def _weights_key(self) -> str:
-        if self.weights is None:
-            return "random"
-        known = official(self.name, self.weights)
-        if known:
-            return known.url
-        return hashlib.sha256(weights_file(self.name, self.weights, KEY).read_bytes()).hexdigest()
+        return weights_key(self.name, self.weights, KEY)
 
     def build(self, source: ExampleSource, images: Mapping[str, ArrowInputs], cache_dir: Path) -> Path:
         """The folder with `<split>.npy` (N, F) float32, computed at the first use; other processes wait meanwhile.

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as nnf
 
 from quintet.errors import UserError
 from quintet.models.deeplab import caffe
 from quintet.models.deeplab.atrous import out_channels, to_output_stride
-from quintet.models.pretrained import IMAGENET, load_weights, official, read_weights
+from quintet.models.frozen_norm import freeze_batch_norm
+from quintet.models.pooled import normalisation
+from quintet.models.pretrained import load_weights, read_weights
 
 KEY = "model.backbone"
 LAYOUTS = ("torchvision", "caffe")
@@ -46,23 +47,6 @@ class BackboneConfig:
             raise UserError(f"{KEY}.layout=caffe is for vgg16, resnet50, resnet101 and resnet152, not {self.name}")
         if self.frozen_blocks < 0:
             raise UserError(f"{KEY}.frozen_blocks={self.frozen_blocks}: give 0 or more")
-
-
-class FrozenBatchNorm(nn.Module):
-    """Batch norm whose statistics and affine parameters are buffers: neither train() nor an optimiser reaches them."""
-
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
-        super().__init__()
-        self.eps = norm.eps
-        ones = torch.ones_like(norm.running_mean)
-        self.register_buffer("weight", ones if norm.weight is None else norm.weight.detach().clone())
-        self.register_buffer("bias", 0 * ones if norm.bias is None else norm.bias.detach().clone())
-        self.register_buffer("running_mean", norm.running_mean.clone())
-        self.register_buffer("running_var", norm.running_var.clone())
-
-    def forward(self, x_bchw: Tensor) -> Tensor:
-        statistics = self.running_mean, self.running_var
-        return nnf.batch_norm(x_bchw, *statistics, self.weight, self.bias, training=False, eps=self.eps)
 
 
 class Backbone(nn.Module):
@@ -111,15 +95,6 @@ class Backbone(nn.Module):
 
     def forward(self, images_bchw: Tensor) -> Tensor:
         return self.body((images_bchw - self.mean) / self.std)
-
-
-def freeze_batch_norm(module: nn.Module) -> None:
-    """Replace every batch norm inside by a frozen one, in place."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, FrozenBatchNorm(child))
-        else:
-            freeze_batch_norm(child)
 
 
 def _torchvision(name: str) -> nn.Module:
@@ -188,8 +163,4 @@ def _pools(body: nn.Module) -> list[nn.MaxPool2d]:
 
 def _normalisation(config: BackboneConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of RGB in [0, 1] that the weights were trained with."""
-    if config.layout == "caffe":
-        return caffe.MEAN, caffe.STD
-    known = official(config.name, config.weights) if config.weights else None
-    told = known.transforms.keywords if known else {}
-    return told.get("mean", IMAGENET[0]), told.get("std", IMAGENET[1])
+    return (caffe.MEAN, caffe.STD) if config.layout == "caffe" else normalisation(config.name, config.weights)

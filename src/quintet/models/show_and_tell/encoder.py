@@ -1,0 +1,120 @@
+"""The image encoder: a torchvision network's pooled features (section 3, "Convolutional Neural Network").
+
+Legend: I images, F features.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from quintet.errors import UserError
+from quintet.models.frozen_norm import freeze_batch_norm
+from quintet.models.pooled import (
+    HEADS,
+    feature_width,
+    head_of,
+    native_size,
+    normalisation,
+    random_network,
+    resized,
+    without_auxiliary,
+)
+from quintet.models.pretrained import load_weights, read_weights, weights_key
+
+KEY = "model.encoder"
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Everything under `model.encoder`.
+
+    name: of a torchvision network: googlenet (the paper's), inception_v3 (im2txt's), resnet*, mobilenet_v2 ...
+    weights: the name of torchvision's weights, a local file, or null: random, the same ones every time.
+    image_size: pixels a side that the network sees, null = what its weights were trained on; other images are resized.
+    frozen_bn: statistics and affine parameters of batch norm never change, also while the rest is fine-tuned.
+    """
+
+    name: str = "googlenet"
+    weights: str | None = None
+    image_size: int | None = None
+    frozen_bn: bool = True
+
+    def __post_init__(self) -> None:
+        if head_of(str(self.name)) is None:
+            raise UserError(f"{KEY}.name={self.name}: give a torchvision network of {', '.join(HEADS)}")
+        if self.image_size is not None and self.image_size < 32:
+            raise UserError(f"{KEY}.image_size={self.image_size}: give 32 or more, or null")
+
+    @property
+    def size(self) -> int:
+        """Pixels a side that the network sees."""
+        return self.image_size or native_size(self.name)
+
+    def cache_key(self) -> list:
+        """What the frozen encoder's features depend on beside the images."""
+        return [self.name, weights_key(self.name, self.weights, f"{KEY}.weights"), self.size]
+
+
+class Encoder(nn.Module):
+    """Images (I, 3, H, W), RGB in [0, 1] at any size -> features (I, F).
+
+    Starts frozen, stage 1 of section 4.3.1: no gradients, out of the optimiser, and in eval mode whatever `train()` is
+    told, so that Lightning cannot bring batch norm and dropout back. `thaw` is stage 2; the buffer `trained` remembers
+    it in checkpoints: features that were cached before it are no longer this encoder's.
+    Errors: UserError for weights that are missing, broken or of another network.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.body, self.width = _body(config)
+        if config.frozen_bn:
+            freeze_batch_norm(self.body)
+        mean, std = normalisation(config.name, config.weights)
+        # persistent: a checkpoint knows what its network was trained with
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
+        self.register_buffer("trained", torch.tensor(False))
+        self.to(memory_format=torch.channels_last)  # almost twice as fast on CPU
+        self.freeze()
+
+    @property
+    def frozen(self) -> bool:
+        return not self._trainable
+
+    def freeze(self) -> None:
+        """No gradients, eval mode for good."""
+        self._trainable = False
+        self.requires_grad_(False).eval()
+
+    def thaw(self) -> None:
+        """Gradients, and whatever mode the module around it is in; a frozen batch norm stays so."""
+        self._trainable = True
+        self.trained.fill_(True)
+        self.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> "Encoder":
+        return super().train(mode and self._trainable)
+
+    def forward(self, images_ichw: Tensor) -> Tensor:
+        return self.body((resized(images_ichw, self.config.size) - self.mean) / self.std)
+
+
+def _body(config: EncoderConfig) -> tuple[nn.Module, int]:
+    """The network without its last layers, and F. A classifier of other classes, or none at all, is no matter."""
+    try:
+        network = random_network(config.name)
+    except ValueError as error:
+        from torchvision import models
+
+        near = [known for known in models.list_models(module=models) if known.startswith(config.name[:4])]
+        raise UserError(f"{KEY}.name={config.name}: torchvision has {', '.join(near) or 'none like it'}") from error
+    head, width = head_of(config.name), feature_width(network, config.name)
+    setattr(network, head, nn.Identity())
+    state = read_weights(config.name, config.weights, f"{KEY}.weights")
+    if state is not None:
+        kept = {key: value for key, value in network.state_dict().items() if key.endswith("num_batches_tracked")}
+        kept |= {k: v for k, v in without_auxiliary(state, config.name).items() if not k.startswith(f"{head}.")}
+        load_weights(network, kept, f"{KEY}.weights={config.weights} is no {config.name} of torchvision")
+    return network, width
