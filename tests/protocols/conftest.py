@@ -1,6 +1,7 @@
 """Fixtures of the protocol tests: tones, and a network that has learned them."""
 
 import pytest
+import shapes
 import torch
 from tones import TINY, ToneData, fitted
 
@@ -25,3 +26,9 @@ def tones() -> ToneData:
 def trained(tones) -> WaveNetModule:
     """A tiny network that has learned which speaker has which pitch."""
     return fitted(WaveNetModule(TINY, {"lr": 1e-2}, tones.facts, media_seconds=0.02), tones, 40)
+
+
+@pytest.fixture(scope="session")
+def shapes_run(tmp_path_factory):
+    """The directory of a run that tells shapes from ground, some of the time."""
+    return shapes.train(tmp_path_factory.mktemp("shapes"), "shapes", "trainer.max_epochs=20")

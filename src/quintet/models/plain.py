@@ -1,8 +1,10 @@
 """What every model here shares: plain values into checkpoints, one line when data or weights are another's."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 
+import torch
 from torch import Tensor, nn
 
 from quintet.errors import UserError
@@ -48,3 +50,12 @@ def refuse_other_weights(module: nn.Module, checkpoint: dict) -> None:
             f"The checkpoint is not of this {type(module).__name__.removesuffix('Module')}: {len(odd)} tensors differ, "
             f"first {odd[0]!r}; use the run's own config, or a checkpoint of this one"
         )
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Of all parameters and buffers, the fixed ones too."""
+    found = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

@@ -17,8 +17,8 @@ from quintet.errors import UserError
 from quintet.models.influence.examples import Examples
 from quintet.models.influence.folded import fold
 from quintet.models.influence.poison import LEVEL, AttackConfig, Attacked, Attempt, PoisonedTraining
-from quintet.models.influence.store import weights_digest
 from quintet.models.optimizer import from_mapping
+from quintet.models.plain import weights_digest
 from quintet.protocols.attack_picture import Shown, draw_attacks, draw_margins
 from quintet.protocols.tables import write_csv
 
@@ -117,7 +117,7 @@ class Attack:
     def _key(self, problem: PoisonedTraining, datamodule: Any) -> str:
         settings = asdict(self.config) | {"images_at_once": None}  # changes nothing but the time
         whole = Examples(datamodule, self.split)
-        return digest(FORMAT, settings, self.counts, self.single_tries, weights_digest(problem.risk),
+        return digest(FORMAT, settings, self.counts, self.single_tries, weights_digest(problem.risk.module),
                       problem.risk.train.fingerprint(), whole.fingerprint())  # fmt: skip
 
     def _attack(self, problem: PoisonedTraining, queries: Sequence[int], store: "Store") -> None:

@@ -135,6 +135,11 @@ class SegmentationDataModule(ResumableDataModule):
     def num_examples(self, split: str) -> int:
         return len(self._evaluated(split))
 
+    def names(self, split: str) -> list[str]:
+        """Of all images of a split, in its order."""
+        dataset = self._evaluated(split)
+        return [dataset.name(index) for index in range(len(dataset))]
+
     def example_batch(self, split: str, indices: Sequence[int]) -> SegmentationBatch:
         """These images as they are evaluated; with eval_size=null padded to the largest of the split.
 

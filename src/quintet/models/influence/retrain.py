@@ -25,7 +25,7 @@ from quintet.models.influence.hinge_path import HingePath, is_hinge
 from quintet.models.influence.linear_risk import LinearRisk, make_risk
 from quintet.models.influence.refit import Refit, Refitted, Removal
 from quintet.models.influence.risk import EmpiricalRisk
-from quintet.models.influence.store import weights_digest
+from quintet.models.plain import weights_digest
 
 log = logging.getLogger(__name__)
 METHODS = ("auto", "newton", "hinge", "lbfgs", "adam")
@@ -216,7 +216,7 @@ class RemovalStore:
         with torch.no_grad():  # L2 term and loss are no part of the weights
             told = risk.penalty(risk.theta), risk.losses(risk.theta, risk.read(risk.train, slice(0, 1)))[0]
         settings = asdict(config) | {"method": method, "risk": [f"{float(value):.5g}" for value in told]}
-        key = digest(FORMAT, weights_digest(risk), risk.selection.names, risk.train.fingerprint(), settings,
+        key = digest(FORMAT, weights_digest(risk.module), risk.selection.names, risk.train.fingerprint(), settings,
                      list(measured))  # fmt: skip
         self.folder = Path(cache_dir) / key
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,5 @@
 """What an influence computation has finished, on disk: solutions of blocks of queries and chunks of training scores."""
 
-import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from quintet.data.store import digest
 from quintet.models.influence.examples import Examples
 from quintet.models.influence.risk import EmpiricalRisk, ranks
 from quintet.models.influence.solvers.interface import Solution, Solver
+from quintet.models.plain import weights_digest
 
 FORMAT = 1  # raise when the meaning of the files changes
 
@@ -30,8 +30,8 @@ class ScoreStore:
         if cache_dir is None:
             return
         parts = {"solver": type(solver).__name__, **asdict(solver)}
-        key = digest(FORMAT, weights_digest(risk), risk.selection.names, risk.batch_size, risk.train.fingerprint(),
-                     queries.fingerprint(), parts)  # fmt: skip
+        key = digest(FORMAT, weights_digest(risk.module), risk.selection.names, risk.batch_size,
+                     risk.train.fingerprint(), queries.fingerprint(), parts)  # fmt: skip
         self.folder = Path(cache_dir) / key
         self.folder.mkdir(parents=True, exist_ok=True)
         if ranks()[0] == 0:
@@ -72,12 +72,3 @@ class ScoreStore:
         aside = self.folder / f"{name}.{os.getpid()}.tmp"
         torch.save(content, aside)
         aside.replace(self.folder / name)
-
-
-def weights_digest(risk: EmpiricalRisk) -> str:
-    """Of all parameters and buffers of the module, the fixed ones too."""
-    found = hashlib.sha256()
-    for name, tensor in risk.module.state_dict().items():
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
