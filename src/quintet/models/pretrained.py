@@ -50,15 +50,22 @@ def read_weights(name: str, weights: str | None, key: str) -> Mapping[str, Tenso
     path = weights_file(name, weights, key)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except pickle.UnpicklingError as error:  # its own text speaks of arguments that nobody can set here
+        raise UserError(f"{key}={weights} cannot be read: it is no file of torch.save that holds tensors alone") from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise UserError(f"{key}={weights} cannot be read: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(state, Mapping):
         raise UserError(f"{key}={weights} holds no state_dict but a {type(state).__name__}")
+    odd = [name for name, value in state.items() if not isinstance(name, str) or not isinstance(value, Tensor)]
+    if odd:
+        inner = [name for name, value in state.items() if isinstance(value, Mapping) and name in odd]
+        advice = f"save what is under {inner[0]!r} as a file of its own" if inner else "save the state_dict alone"
+        raise UserError(f"{key}={weights} is no state_dict: {odd[0]!r} is no tensor; {advice}")
     return state
 
 
 def load_weights(network: nn.Module, state: Mapping[str, Tensor], told: str) -> None:
-    """Strict loading; `told` opens the one line that names the first keys that do not fit."""
+    """Strict loading; `told` opens the one line that names the first keys that do not fit, or that hold NaN."""
     try:
         network.load_state_dict(state, strict=True)
     except RuntimeError as error:
@@ -68,3 +75,6 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], told: str) -> 
         kinds = {"missing": missing, "unknown": extra, "of another shape": odd}
         parts = "; ".join(f"{kind}: {', '.join(keys[:3])}" for kind, keys in kinds.items() if keys)
         raise UserError(f"{told}: {parts}") from error
+    broken = [k for k, v in network.state_dict().items() if v.is_floating_point() and not bool(v.isfinite().all())]
+    if broken:
+        raise UserError(f"{told}: NaN or infinity in {', '.join(broken[:3])}; was its training stopped in time?")

@@ -122,6 +122,33 @@ def test_every_kind_of_picture_is_rgb(tmp_path):
     assert read_rgb(thin).shape == (9, 1, 3)
 
 
+def test_levels_that_are_no_colours_are_refused(tmp_path):
+    for array, levels in ((np.full((2, 3), 0.5, np.float32), "floating-point"), (np.full((2, 3), -5, np.int32), "-5")):
+        path = write_picture(tmp_path / "depth.tif", array)
+        with pytest.raises(UserError, match=rf"^image .*depth\.tif: .*{levels}.*: save it with 8 or 16 bits$"):
+            read_rgb(path)
+
+
+def test_whole_numbers_in_floating_point_are_numbers(tmp_path):
+    path = write_picture(tmp_path / "float.tif", LABELS.astype(np.float32))
+    assert np.array_equal(read_labels(path, FOUR), LABELS)
+    for wrong, told in ((0.5, r"label 0\.5 at row 0, column 1 is no class"), (300, "label 300"), (np.nan, "contains NaN")):
+        write_picture(path, np.array([[0, wrong]], np.float32))
+        with pytest.raises(UserError, match=rf"^mask .*float\.tif:? {told}"):
+            read_labels(path, FOUR)
+
+
+def test_black_and_white_are_two_classes_once_they_are_named_as_colours(tmp_path):
+    """By default 255 is not scored, whatever the picture looks like."""
+    path = write_picture(tmp_path / "white.png", np.array([[0, 255], [255, 0]], np.uint8))
+    assert read_labels(path, plain_map(["ground", "thing"])).tolist() == [[0, 255], [255, 0]]
+    named = plain_map(["ground", "thing"], {0: (0, 0, 0), 1: (255, 255, 255)})
+    assert read_labels(path, named).tolist() == [[0, 1], [1, 0]]
+    three = write_picture(tmp_path / "three.png", np.array([[0, 128]], np.uint8))
+    with pytest.raises(UserError, match=r"three\.png: label 128 at row 0, column 1 is no class"):
+        read_labels(three, named)
+
+
 def struct(**fields):
     return {name: np.array(value, object) if isinstance(value, list) else value for name, value in fields.items()}
 
@@ -135,8 +162,16 @@ def test_matlab_files_of_the_three_sets(tmp_path):
     (tmp_path / "broken.mat").write_bytes((tmp_path / "sbd.mat").read_bytes()[:200])
     with pytest.raises(UserError, match=r"^corrupt mask .*broken\.mat"):
         read_labels(tmp_path / "broken.mat", FOUR)
+    savemat(tmp_path / "double.mat", {"LabelMap": inside.astype(float)})
+    assert np.array_equal(read_labels(tmp_path / "double.mat", FOUR), inside)
+    odd = {"LabelMap": np.zeros((2, 3, 3)), "GTcls": np.zeros((2, 3)), "anno": {"imname": "x"}}
+    for name, value in odd.items():
+        savemat(tmp_path / "odd.mat", {name: value})
+        with pytest.raises(UserError, match=rf"^mask .*odd\.mat: its {name} is ") as error:
+            read_labels(tmp_path / "odd.mat", FOUR)
+        assert "\n" not in str(error.value)
     savemat(tmp_path / "other.mat", {"scores": inside})
-    with pytest.raises(UserError, match=r"other\.mat has no variable LabelMap, GTcls or anno, only scores"):
+    with pytest.raises(UserError, match=r"other\.mat has no variable LabelMap or GTcls or anno, only scores"):
         read_labels(tmp_path / "other.mat", FOUR)
 
 

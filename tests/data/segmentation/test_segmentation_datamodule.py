@@ -10,6 +10,7 @@ from devkit import labels_of, write_lines, write_palette, write_picture, write_v
 
 from quintet.data.batches import SegmentationBatch
 from quintet.data.segmentation.datamodule import IMAGENET_MEAN, SegmentationDataModule
+from quintet.data.segmentation.folder import SegmentationFolder
 from quintet.data.segmentation.voc import VOC
 from quintet.errors import UserError
 
@@ -135,6 +136,23 @@ def test_two_ranks_share_an_epoch(make):
         module.position = lambda: (0, 0)
         seen.append([int(b.index) for b in module.train_dataloader()])
     assert len(seen[0]) == len(seen[1]) == 3 and set(seen[0] + seen[1]) == set(range(TRAIN))
+
+
+def test_classes_that_no_training_mask_shows_are_told(tmp_path, caplog):
+    folder = tmp_path / "own"
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            write_picture(folder / "images" / part / f"{name}.png", np.zeros((9, 9, 3), np.uint8))
+            white = np.zeros((9, 9), np.uint8)
+            white[3:6, 3:6] = 255
+            write_picture(folder / "masks" / part / f"{name}.png", white)
+    options = {"batch_size": 1, "crop_size": 9, "eval_size": 9}
+    for colours, told in ((None, True), ([[0, 0, 0], [255, 255, 255]], False)):
+        caplog.clear()
+        source = SegmentationFolder(str(folder), ["ground", "thing"], colours=colours)
+        SegmentationDataModule(source, str(tmp_path / "cache"), **options).setup()
+        warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert [f"{folder}: no training mask shows thing (255 in a mask" in text for text in warned] == [True] * told
 
 
 def test_fewer_training_images(make):

@@ -30,12 +30,19 @@ def read_picture(data: bytes, where: str, size: int, mode: str = "RGB") -> NDArr
 
 
 def to_rgb(picture: Any) -> Any:
-    """Grey and CMYK converted, 16 bits brought down to 8, transparent parts laid on white."""
+    """Grey and CMYK converted, 16 bits brought down to 8, transparent parts laid on white.
+
+    Errors: ValueError for 32 bits or floating point, which nobody knows the black and the white of.
+    """
     from PIL import Image
 
     if picture.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion cuts everything above 255 off
         levels = np.asarray(picture).astype(np.int64)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise ValueError(f"levels from {levels.min()} to {levels.max()}: save it with 8 or 16 bits")
         return Image.fromarray((levels // 257).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if picture.mode == "F":
+        raise ValueError("floating-point levels: save it with 8 or 16 bits")
     if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
         rgba = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")

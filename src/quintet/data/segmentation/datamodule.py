@@ -97,6 +97,16 @@ class SegmentationDataModule(ResumableDataModule):
         self._rows = rows
         counts = ", ".join(f"{len(rows[split])} {split}" for split in SPLITS)
         log.info("%s: %s images of %d classes", self.source.name, counts, self.num_classes)
+        self._tell_absent_classes()
+
+    def _tell_absent_classes(self) -> None:
+        """What no training mask shows cannot be learnt; often the numbers in the masks mean something else."""
+        column = self._files["train"].data.column("classes").combine_chunks()
+        seen = set(column.flatten().unique().to_pylist())
+        absent = [name for c, name in enumerate(self.source.labels.classes) if c not in seen]
+        if absent:
+            told = f"no training mask shows {', '.join(absent)} ({IGNORED} in a mask is never scored)"
+            log.warning("%s at %s: %s", self.source.name, self.source.root, told)
 
     def _largest(self, split: str) -> tuple[int, int]:
         table = self._files[split].data

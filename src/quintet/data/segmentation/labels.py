@@ -35,12 +35,18 @@ class LabelMap:
     """How the numbers in mask files become classes.
 
     values: number in a file -> class 0..C-1, or 255; every other number is an error.
-    colours: number -> its colour, for masks that were saved as colour pictures; None where no colours are known.
+    colours: number -> its colour, for masks that were saved as colour pictures; None where no colours are known. Where
+    all of them are greys, grey levels are colours too: 0 and 255 of a black and white mask are two classes.
     """
 
     classes: Sequence[str]
     values: Mapping[int, int]
     colours: Mapping[int, Sequence[int]] | None = None
+
+    @property
+    def all_grey(self) -> bool:
+        """Whether the colours are grey levels."""
+        return bool(self.colours) and all(len(set(colour)) == 1 for colour in self.colours.values())
 
 
 def plain_map(classes: Sequence[str], colours: Mapping[int, Sequence[int]] | None = None) -> LabelMap:
@@ -64,8 +70,16 @@ def open_picture(path: Path, kind: str = "image") -> Any:
 
 
 def read_rgb(path: Path) -> NDArray[np.uint8]:
-    """(H, W, 3): grey, CMYK, 16-bit and transparent pictures become RGB, see `to_rgb`."""
-    return np.array(to_rgb(open_picture(path)))
+    """(H, W, 3): grey, CMYK, 16-bit and transparent pictures become RGB, see `to_rgb`. UserError: see `open_picture`."""
+    return np.array(as_rgb(open_picture(path), path))
+
+
+def as_rgb(picture: Any, path: Path) -> Any:
+    """An open picture in RGB. Errors: UserError for one whose numbers are no colours."""
+    try:
+        return to_rgb(picture)
+    except ValueError as error:
+        raise UserError(f"image {path}: {error}") from error
 
 
 def read_labels(path: Path, labels: LabelMap) -> NDArray[np.uint8]:
@@ -74,6 +88,8 @@ def read_labels(path: Path, labels: LabelMap) -> NDArray[np.uint8]:
     Errors: UserError naming the file, and the smallest number or first colour that is no class.
     """
     values_hw = read_mat(path) if path.suffix == ".mat" else _read_values(path, labels)
+    if values_hw.dtype.kind == "f" and np.isnan(values_hw).any():
+        raise UserError(f"mask {path} contains NaN: give whole numbers, {IGNORED} for what is not scored")
     small = values_hw.dtype == np.uint8  # counting is four times as fast as sorting
     used = np.flatnonzero(np.bincount(values_hw.reshape(-1), minlength=256)) if small else np.unique(values_hw)
     wrong = [number for number in used.tolist() if number not in labels.values]
@@ -85,7 +101,7 @@ def read_labels(path: Path, labels: LabelMap) -> NDArray[np.uint8]:
         )
     class_of = np.zeros(max(labels.values) + 1, np.uint8)
     class_of[list(labels.values)] = list(labels.values.values())
-    return class_of[values_hw]
+    return class_of[values_hw if small else values_hw.astype(np.int64)]  # all of them whole numbers by now
 
 
 def _read_values(path: Path, labels: LabelMap) -> NDArray:
@@ -94,10 +110,12 @@ def _read_values(path: Path, labels: LabelMap) -> NDArray:
         raise UserError(f"mask {path} is a JPEG, which blurs the numbers of the classes: save it as PNG again")
     if picture.mode == "P":
         return _from_palette(picture, labels)
-    if picture.mode in ("L", "LA"):
+    if picture.mode in ("L", "LA") and not labels.all_grey:
         return np.asarray(picture.getchannel("L"))
     if picture.mode == "1" or picture.mode.startswith("I"):
         return np.asarray(picture).astype(np.uint8 if picture.mode == "1" else np.int64)
+    if picture.mode == "F":
+        return np.asarray(picture)
     return _from_colours(np.asarray(picture.convert("RGB")), labels, path)
 
 

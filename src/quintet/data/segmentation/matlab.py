@@ -34,14 +34,18 @@ def read_mat(path: Path) -> NDArray:
     except Exception as error:  # SciPy's reader raises whatever a broken byte leads to
         reason = " ".join(str(error).split())
         raise UserError(f"corrupt mask {path}: {reason}; replace it, or take it out of the list") from error
-    if "LabelMap" in content:
-        return np.atleast_2d(content["LabelMap"])
-    if "GTcls" in content:
-        return np.atleast_2d(content["GTcls"].Segmentation)
-    if "anno" in content:
-        return person_parts(content["anno"])
-    names = ", ".join(name for name in content if not name.startswith("__"))
-    raise UserError(f"mask {path} has no variable LabelMap, GTcls or anno, only {names or 'nothing'}")
+    known = [name for name in NUMBERS if name in content]
+    if not known:
+        names = ", ".join(name for name in content if not name.startswith("__"))
+        raise UserError(f"mask {path} has no variable {' or '.join(NUMBERS)}, only {names or 'nothing'}")
+    try:
+        numbers_hw = NUMBERS[known[0]](content[known[0]])
+    except (AttributeError, IndexError) as error:
+        raise UserError(f"mask {path}: its {known[0]} is not made as in the official files ({error})") from error
+    if numbers_hw.ndim != 2 or numbers_hw.dtype.kind not in "biuf":
+        kind = f"{numbers_hw.dtype} of shape {numbers_hw.shape}"
+        raise UserError(f"mask {path}: its {known[0]} is {kind}, not one number for each pixel")
+    return numbers_hw
 
 
 def person_parts(annotation: Any) -> NDArray[np.uint8]:
@@ -56,3 +60,10 @@ def person_parts(annotation: Any) -> NDArray[np.uint8]:
             if part.part_name in PART_NUMBER:
                 parts_hw[np.atleast_2d(part.mask) > 0] = PART_NUMBER[part.part_name]
     return parts_hw
+
+
+NUMBERS = {  # by the variable's name
+    "LabelMap": np.atleast_2d,
+    "GTcls": lambda variable: np.atleast_2d(variable.Segmentation),
+    "anno": person_parts,
+}

@@ -8,15 +8,17 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from quintet.data.archives import find_root, is_archive, unpack
-from quintet.data.segmentation.labels import LabelMap, open_picture, read_labels
+from quintet.data.segmentation.labels import IGNORED, LabelMap, as_rgb, open_picture, read_labels
 from quintet.data.segmentation.layout import Item, locate
 from quintet.data.store import build_once, digest, write_rows
 from quintet.errors import UserError
 
 log = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
-FORMAT = 1  # raise when the files below change
+FORMAT = 2  # raise when the files below change
 
 
 @dataclass
@@ -42,7 +44,8 @@ class SegmentationSource:
         raise NotImplementedError(f"{type(self).__name__} must say what its labels mean")
 
     def splits(self, cache_dir: str | Path) -> dict[str, Any]:
-        """A `datasets.Dataset` for train, val and test with the columns image, mask (paths), name, height and width.
+        """A `datasets.Dataset` for train, val and test with the columns image, mask (paths), name, height, width and
+        the classes labelled in it.
 
         Images stay in their files and are decoded when they are asked for. All are decoded once before that, so that
         training does not end at a broken one; the result is kept for as long as no file changes.
@@ -83,16 +86,16 @@ class SegmentationSource:
         return found
 
     def _write(self, folder: Path, items: dict[str, list[Item]]) -> None:
-        from datasets import Value
+        from datasets import List, Value
 
         once = unique(items)
         log.info("%s: checking %d images and their masks, once", self.name, len(once))
-        sizes = dict(zip(once, _in_threads(once, self.labels), strict=True))
+        facts = dict(zip(once, _in_threads(once, self.labels), strict=True))
         features = {name: Value("string") for name in ("image", "mask", "name")}
-        features |= {"height": Value("int32"), "width": Value("int32")}
+        features |= {"height": Value("int32"), "width": Value("int32"), "classes": List(Value("uint8"))}
         for split in SPLITS:
-            rows = ((item, sizes[item]) for item in items.get(split, ()))
-            write_rows(folder / f"{split}.arrow", features, (_row(item, *size) for item, size in rows))
+            rows = (_row(item, facts[item]) for item in items.get(split, ()))
+            write_rows(folder / f"{split}.arrow", features, rows)
 
 
 def unique(items: dict[str, list[Item]]) -> list[Item]:
@@ -100,12 +103,12 @@ def unique(items: dict[str, list[Item]]) -> list[Item]:
     return list(dict.fromkeys(item for split in SPLITS for item in items.get(split, ())))
 
 
-def _row(item: Item, height: int, width: int) -> dict[str, Any]:
+def _row(item: Item, facts: dict[str, Any]) -> dict[str, Any]:
     mask = None if item.mask is None else str(item.mask)
-    return {"image": str(item.image), "mask": mask, "name": item.name, "height": height, "width": width}
+    return {"image": str(item.image), "mask": mask, "name": item.name, **facts}
 
 
-def _in_threads(items: Iterable[Item], labels: LabelMap) -> Iterator[tuple[int, int]]:
+def _in_threads(items: Iterable[Item], labels: LabelMap) -> Iterator[dict[str, Any]]:
     """Pillow decodes outside Python's lock. The first error ends it."""
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
@@ -114,15 +117,23 @@ def _in_threads(items: Iterable[Item], labels: LabelMap) -> Iterator[tuple[int, 
         pool.shutdown(cancel_futures=True)
 
 
-def check(item: Item, labels: LabelMap) -> tuple[int, int]:
-    """Height and width. Errors: UserError for a broken file, a label that is no class, or sizes that differ."""
-    width, height = open_picture(item.image).size
+def check(item: Item, labels: LabelMap) -> dict[str, Any]:
+    """Height, width and the classes labelled.
+
+    Errors: UserError for a broken file, levels that are no colours, a label that is no class, or sizes that differ.
+    """
+    picture = open_picture(item.image)
+    if picture.mode in ("I", "F"):  # the others are colours, whatever they hold
+        as_rgb(picture, item.image)
+    width, height = picture.size
     if item.mask is None:
-        return height, width
-    found = read_labels(item.mask, labels).shape
-    if found != (height, width):
+        return {"height": height, "width": width, "classes": []}
+    labels_hw = read_labels(item.mask, labels)
+    if labels_hw.shape != (height, width):
+        rows, columns = labels_hw.shape
         raise UserError(
-            f"mask {item.mask} is {found[1]} x {found[0]} pixels, its image {item.image} {width} x {height}: they must"
-            " be of one size"
+            f"mask {item.mask} is {columns} x {rows} pixels, its image {item.image} {width} x {height}: they must be"
+            " of one size"
         )
-    return height, width
+    counts = np.bincount(labels_hw.reshape(-1), minlength=IGNORED)
+    return {"height": height, "width": width, "classes": np.flatnonzero(counts[:IGNORED]).tolist()}
