@@ -51,7 +51,9 @@ def read_weights(name: str, weights: str | None, key: str) -> Mapping[str, Tenso
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # its own text speaks of arguments that nobody can set here
-        raise UserError(f"{key}={weights} cannot be read: it is no file of torch.save that holds tensors alone") from error
+        raise UserError(
+            f"{key}={weights} cannot be read: it is no file of torch.save that holds tensors alone"
+        ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise UserError(f"{key}={weights} cannot be read: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(state, Mapping):

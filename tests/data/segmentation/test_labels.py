@@ -132,7 +132,11 @@ def test_levels_that_are_no_colours_are_refused(tmp_path):
 def test_whole_numbers_in_floating_point_are_numbers(tmp_path):
     path = write_picture(tmp_path / "float.tif", LABELS.astype(np.float32))
     assert np.array_equal(read_labels(path, FOUR), LABELS)
-    for wrong, told in ((0.5, r"label 0\.5 at row 0, column 1 is no class"), (300, "label 300"), (np.nan, "contains NaN")):
+    for wrong, told in (
+        (0.5, r"label 0\.5 at row 0, column 1 is no class"),
+        (300, "label 300"),
+        (np.nan, "contains NaN"),
+    ):
         write_picture(path, np.array([[0, wrong]], np.float32))
         with pytest.raises(UserError, match=rf"^mask .*float\.tif:? {told}"):
             read_labels(path, FOUR)

@@ -1,6 +1,7 @@
 """Batches, their order and their augmentation; resuming; what the protocols ask for; impossible settings."""
 
 import pickle
+import re
 
 import lightning.pytorch as pl
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from devkit import labels_of, write_lines, write_palette, write_picture, write_voc
 
+from quintet.app.cli import user_message
 from quintet.data.batches import SegmentationBatch
 from quintet.data.segmentation.datamodule import IMAGENET_MEAN, SegmentationDataModule
 from quintet.data.segmentation.folder import SegmentationFolder
@@ -207,6 +209,17 @@ def test_images_without_public_labels(make, tmp_path):
     assert (next(iter(module.test_dataloader())).labels == 255).all() and module.exhibit("test", 0).label is None
     with pytest.raises(UserError, match=r"test\.txt names 2008_000006, but mask .*2008_000006\.png is missing"):
         VOC(str(tmp_path / "server"), val="test").splits(tmp_path / "cache")
+
+
+def test_a_file_that_breaks_during_training_is_one_line_from_a_worker_too(make, tmp_path):
+    folder = write_voc(tmp_path / "broken", TRAIN, VAL)
+    module = make(root=tmp_path / "broken", num_workers=1)
+    path = folder / "JPEGImages" / "2012_000001.jpg"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(UserError) as caught:
+        epoch_of(module)
+    told = user_message(caught.value)
+    assert re.fullmatch(r"corrupt image .*2012_000001\.jpg: .*; replace it, or take it out of the list", told)
 
 
 def test_workers_get_no_pictures(make):

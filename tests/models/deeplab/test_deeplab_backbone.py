@@ -144,6 +144,40 @@ def test_weights_of_another_network(tmp_path, content, message):
 
 
 @pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            lambda state: {"state_dict": state, "epoch": 3},
+            r"is no state_dict: 'state_dict' is no tensor; save what is un",
+        ),
+        (
+            lambda state: {"epoch": 3, "model": state},
+            r"'epoch' is no tensor; save what is under 'model' as a file of its",
+        ),
+        (lambda state: {0: state["conv1.weight"]}, r"is no state_dict: 0 is no tensor; save the state_dict alone"),
+        (
+            lambda state: state | {"bn1.weight": state["bn1.weight"] / 0},
+            r"torchvision: NaN or infinity in bn1\.weight;",
+        ),
+        (lambda state: [state], r"holds no state_dict but a list"),
+        (lambda state: {"module." + k: v for k, v in state.items()}, r"unknown: module\.conv1\.weight, module\.bn1"),
+    ],
+)
+def test_files_that_hold_something_else(tmp_path, content, message):
+    path = tmp_path / "weights.pth"
+    torch.save(content(models.resnet18(weights=None).state_dict()), path)
+    with pytest.raises(UserError, match=rf"^model\.backbone\.weights=\S+weights\.pth .*{message}") as error:
+        Backbone(BackboneConfig("resnet18", str(path)))
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_of_other_bytes(tmp_path):
+    (tmp_path / "weights.pth").write_bytes(b"no weights")
+    with pytest.raises(UserError, match=r"cannot be read: it is no file of torch\.save that holds tensors alone$"):
+        Backbone(BackboneConfig("resnet18", str(tmp_path / "weights.pth")))
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"name": "vit_b_16"}, r"model\.backbone\.name=vit_b_16: give a torchvision network of vgg, resnet"),

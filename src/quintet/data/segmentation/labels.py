@@ -70,7 +70,7 @@ def open_picture(path: Path, kind: str = "image") -> Any:
 
 
 def read_rgb(path: Path) -> NDArray[np.uint8]:
-    """(H, W, 3): grey, CMYK, 16-bit and transparent pictures become RGB, see `to_rgb`. UserError: see `open_picture`."""
+    """(H, W, 3): grey, CMYK, 16-bit and transparent pictures become RGB, see `to_rgb`. UserError: see there."""
     return np.array(as_rgb(open_picture(path), path))
 
 
