@@ -2,7 +2,7 @@
 
     python benchmarks/influence_loo.py PROBLEM.npz OUT.npy REMOVALS.npy ours|lbfgs|newton-cg [--tolerance 1e-8]
 
-OUT: changes (k, q) of the queries' losses. The last line printed is JSON. Both start from the fitted weights with the
+OUT: changes (q, k) of the queries' losses. The last line printed is JSON. Both start from the fitted weights with the
 data in memory, in float64. The tolerance is of the gradient's norm for ours, of its largest entry for scikit-learn,
 which asks for less.
 """

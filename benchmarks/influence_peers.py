@@ -1,6 +1,6 @@
 """Influence by pip-installed peers: each adapter hands the problem to the peer's own code and takes its scores.
 
-    <python of requirements-bench.txt> benchmarks/influence_peers.py PROBLEM.npz OUT.npy pydvl_cg [--set rtol=1e-6]
+    <python of requirements-influence.txt> benchmarks/influence_peers.py PROBLEM.npz OUT.npy pydvl_cg [--set rtol=1e-6]
 
 The last line printed is JSON: seconds of each phase, peak memory, version. Seconds begin with the data in memory and
 the packages imported, and end with all scores in memory. Nobody's loss holds the L2 term: every peer gets lambda as its
