@@ -31,4 +31,4 @@ def trained(tones) -> WaveNetModule:
 @pytest.fixture(scope="session")
 def shapes_run(tmp_path_factory):
     """The directory of a run that tells shapes from ground, some of the time."""
-    return shapes.train(tmp_path_factory.mktemp("shapes"), "shapes", "trainer.max_epochs=20")
+    return shapes.train(tmp_path_factory.mktemp("shapes"))

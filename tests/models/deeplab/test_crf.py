@@ -34,6 +34,18 @@ def test_results_are_of_the_kind_that_came(backend):
 
 
 @BACKENDS
+def test_several_weights_give_what_each_gives_alone(backend):
+    probabilities, image = scene(12, 9, 3)
+    weights, crf = [0.0, 2.0, 5.5], Crf(CrfConfig(backend=backend, **FAST))
+    found = list(crf.refine_with(torch.from_numpy(probabilities), image, weights))
+    for w1, marginals in zip(weights, found, strict=True):
+        alone = Crf(CrfConfig(backend=backend, w1=w1, **FAST)).refine(probabilities, image)
+        np.testing.assert_array_equal(marginals.numpy(), alone)
+    assert abs(found[0] - found[2]).max() > 0.05
+    assert torch.is_grad_enabled()
+
+
+@BACKENDS
 def test_arrays_in_any_memory_order_are_understood(backend):
     probabilities, image = scene(8, 9, 3)
     crf = Crf(CrfConfig(backend=backend, **FAST))

@@ -6,10 +6,10 @@ CPU and tensor operations on a GPU. Torch is imported only where it is used: the
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
@@ -83,6 +83,14 @@ class Crf:
         if self.config.backend == "pydensecrf":
             return self._by_pydensecrf(checked, self.config.workers if workers is None else workers)
         return self._by_torch(checked)
+
+    def refine_with(self, probabilities: "Array", image: "Array", weights: Sequence[float]) -> Iterator["Array"]:
+        """`refine` with each of these w1 in turn; on the CPU our back-end builds its lattices once for all of them."""
+        if self.config.backend == "torch" and not _on_gpu(probabilities):
+            yield from _compiled(probabilities, *check(probabilities, image), self.config, weights)
+            return
+        for w1 in weights:
+            yield Crf(replace(self.config, w1=w1)).refine(probabilities, image)
 
     def _by_pydensecrf(self, checked: Iterable[tuple], workers: int | None) -> Iterator["Array"]:
         if workers == 0:
@@ -173,18 +181,30 @@ def _in_order(pool: ProcessPoolExecutor, checked: Iterable[tuple], config: CrfCo
         yield _as(like, future.result())
 
 
+def _compiled(like: "Array", probabilities: "Array", image: "Array", config: CrfConfig,
+              weights: Sequence[float]) -> Iterator["Array"]:  # fmt: skip
+    import torch
+
+    from quintet.models.deeplab import crf_compiled
+
+    pair = torch.as_tensor(probabilities).detach(), torch.as_tensor(image)
+    for marginals in crf_compiled.mean_fields(*pair, config, weights):
+        yield _as(like, marginals)
+
+
 def _torch_batch(batch: list[tuple], config: CrfConfig) -> Iterator["Array"]:
     import torch
 
-    from quintet.models.deeplab import crf_compiled, mean_field
+    from quintet.models.deeplab import mean_field
 
+    if not _on_gpu(batch[0][0]):
+        for one in batch:
+            yield from _compiled(*one, config, [config.w1])
+        return
     maps = [torch.as_tensor(probabilities) for _, probabilities, _ in batch]
     images = [torch.as_tensor(image) for *_, image in batch]
     with torch.no_grad():
-        if _on_gpu(maps[0]):
-            refined = mean_field.mean_field(maps, images, config)
-        else:
-            refined = [crf_compiled.mean_field(*one, config) for one in zip(maps, images, strict=True)]
+        refined = mean_field.mean_field(maps, images, config)
     for (like, *_), marginals in zip(batch, refined, strict=True):
         yield _as(like, marginals)
 

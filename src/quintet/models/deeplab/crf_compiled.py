@@ -6,7 +6,7 @@ blur ghosts are added to their owners, and after the blur owners are copied to t
 the order of a sum, hence marginals by about 1e-6. Legend: n pixel, k vertex of its simplex, r row, w padded classes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
@@ -90,11 +90,13 @@ class CompiledLattice:
         out_nw *= np.float32(self.scale)
         return out_nw
 
-    def messages(self, weight: float, run: Run) -> np.ndarray:
+    def normaliser(self, run: Run) -> np.ndarray:
+        """(N, 1) what the filter gives for ones."""
+        return self.filter(np.ones((len(self.vertex_nk), 1), np.float32), run) + np.float32(1e-20)
+
+    def messages(self, weight: float, normaliser_n1: np.ndarray) -> np.ndarray:
         """(N, K) slice weights that also divide by the normaliser and multiply by the kernel's weight."""
-        ones_n1 = np.ones((len(self.vertex_nk), 1), np.float32)
-        factor_n1 = np.float32(weight * self.scale) / (self.filter(ones_n1, run) + np.float32(1e-20))
-        return self.weight_nk * factor_n1
+        return self.weight_nk * (np.float32(weight * self.scale) / normaliser_n1)
 
 
 @lru_cache(maxsize=8)
@@ -102,20 +104,29 @@ def _near(height: int, width: int, sg: float, weight: float, bands: int) -> tupl
     """The smoothness kernel, which is the same for all images of a size."""
     with threads(bands) as run:
         lattice = CompiledLattice(positions(height, width, sg).numpy(), bands, run)
-        return lattice, lattice.messages(weight, run)
+        return lattice, lattice.messages(weight, lattice.normaliser(run))
 
 
 def mean_field(probability_chw: Tensor, image_hwc: Tensor, config: CrfConfig) -> Tensor:
     """Marginals (C, H, W) on torch.get_num_threads() threads."""
+    (marginals,) = mean_fields(probability_chw, image_hwc, config, [config.w1])
+    return marginals
+
+
+def mean_fields(probability_chw: Tensor, image_hwc: Tensor, config: CrfConfig,
+                weights: Sequence[float]) -> Iterator[Tensor]:  # fmt: skip
+    """`mean_field` with each of these w1 in turn: what does not depend on it is done once."""
     height, width, _ = image_hwc.shape
+    classes = len(probability_chw)
     bands = max(1, min(torch.get_num_threads(), height * width))
     near = _near(height, width, config.sg, config.w2, bands)
     with threads(bands) as run:
         far = CompiledLattice(appearance(image_hwc, config.sa, config.sb).numpy(), bands, run)
-        pairs = [near, (far, far.messages(config.w1, run))]
-        q_nw = _iterate(_log_probabilities(probability_chw), pairs, config.iterations, run)
-    classes = len(probability_chw)
-    return torch.from_numpy(q_nw)[:, :classes].T.reshape(classes, height, width)
+        normaliser_n1, log_p_nw = far.normaliser(run), _log_probabilities(probability_chw)
+        for w1 in weights:
+            pairs = [near, (far, far.messages(w1, normaliser_n1))]
+            q_nw = _iterate(log_p_nw, pairs, config.iterations, run)
+            yield torch.from_numpy(q_nw)[:, :classes].T.reshape(classes, height, width)
 
 
 def _log_probabilities(probability_chw: Tensor) -> np.ndarray:
