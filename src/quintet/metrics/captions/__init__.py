@@ -1,0 +1,1 @@
+"""Scores of captions as coco-caption defines them (Chen et al. 2015, arXiv 1504.00325), without Java."""
