@@ -6,10 +6,10 @@ from typing import Any
 from quintet.errors import UserError
 
 
-def load_run(run: str | None, root: str | None, device: Any) -> tuple[Any, Any]:
+def load_run(run: str | None, root: str | None, device: Any, key: str = "protocol.other_run") -> tuple[Any, Any]:
     """(module, data module) of a run directory, ready for use. root: where its data is now, null = as in its config.
 
-    Errors: UserError for what is no run directory, with the key `protocol.other_run`.
+    Errors: UserError for what is no run directory, which names `key`.
     """
     # the app knows the protocols by their configuration only; no circle
     from omegaconf import OmegaConf
@@ -21,9 +21,7 @@ def load_run(run: str | None, root: str | None, device: Any) -> tuple[Any, Any]:
     from quintet.models.plain import check_facts
 
     if run is None:
-        raise UserError(
-            "protocol.other_run is null: give the directory of the run to compare with, logs/<name>/<run_id>"
-        )
+        raise UserError(f"{key} is null: give the directory of the run to compare with, logs/<name>/<run_id>")
     cfg = saved_config(Path(run))
     apply_overrides(cfg, [] if root is None else [f"data.root={root}"], root="train")
     check(cfg, Origin())
