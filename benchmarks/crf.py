@@ -1,11 +1,12 @@
 """How fast the dense CRF is on real images: pydensecrf alone and pooled, our compiled loops, tensors on CPU and GPU.
 
-    python benchmarks/crf.py --root <folder or archive of VOC2012> [--images 10] [--publish deeplab_crf_speed --subset]
+    python benchmarks/crf.py --root <folder or archive of VOC2012> [--checkpoint <file.ckpt>]
+        [--images 10] [--publish deeplab_crf_speed --subset]
 
 Every candidate takes each image in turn within each repeat, so that a busy moment hits all of them; medians over images
-and repeats. Without --root: noisy blobs of the same size. There need be no trained network: class probabilities are
-made from the masks, averaged over 8 x 8 pixels, with noise on their scores, and upsampled bilinearly as a network's
-score map would be.
+and repeats. Without --root: noisy blobs of the same size. Class probabilities come from the trained network of
+--checkpoint; without one they are made from the masks, averaged over 8 x 8 pixels, with noise on their scores, and
+upsampled bilinearly as a network's score map would be.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from quintet.models.deeplab.crf import Crf, CrfConfig, infer
 from quintet.results import write_result
 
 CLASSES = 21
+MADE = "made from the masks (averaged over 8 x 8 pixels, noise, bilinear upsampling)"
 PEER = "pydensecrf, one process"
 Pair = tuple[np.ndarray, np.ndarray]  # probabilities (C, H, W), image (H, W, 3)
 
@@ -39,6 +41,7 @@ class Setting:
     """What is measured."""
 
     root: Path | None = None
+    checkpoint: Path | None = None
     images: int = 10
     repeats: int = 3
     threads: int = 2
@@ -53,6 +56,7 @@ class Setting:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path, default=None, help="folder or .tar that holds VOCdevkit/VOC2012")
+    parser.add_argument("--checkpoint", type=Path, default=None, help="of a trained DeepLab run")
     parser.add_argument("--images", type=int, default=10, help="the first so many of the val list")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2, help="of our CPU back-end, and processes of the pool")
@@ -71,7 +75,7 @@ def main() -> None:
             title=f"Dense CRF: time per image, {CLASSES} classes, {setting.iterations} mean-field iterations",
             rows=rows,
             protocol=f"median of {setting.repeats} repeats over the images, candidates in turn; class probabilities "
-            "made from the masks (averaged over 8 x 8 pixels, noise, bilinear upsampling), not by a network",
+            + ("of a trained network" if setting.checkpoint else f"{MADE}, not by a network"),
             data=f"first {setting.images} val images" if setting.root else f"noisy blobs, {setting.size}",
             subset=subset,
             seconds=time.perf_counter() - began,
@@ -80,7 +84,7 @@ def main() -> None:
 
 
 def run_all(setting: Setting) -> Iterator[dict]:
-    pairs = list(real(setting.root, setting.images) if setting.root else synthetic(setting))
+    pairs = list(real(setting.root, setting.images, said_by(setting)) if setting.root else synthetic(setting))
     sides = statistics.median(image.shape[0] * image.shape[1] for _, image in pairs)
     yield row("images", len(pairs), "", f"median of {sides:,.0f} pixels")
     candidates = make_candidates(setting)
@@ -182,8 +186,26 @@ def _peak(name: str, setting: Setting, pair: Pair) -> float:
     return memory_mb() - before
 
 
-def real(root: Path, count: int) -> Iterator[Pair]:
-    """The first images of the val list, from a folder or an archive."""
+def said_by(setting: Setting) -> Callable[[np.ndarray, np.ndarray, int], np.ndarray]:
+    """Probabilities (C, H, W) from an image, its mask and its number: a trained network's, or made."""
+    if setting.checkpoint is None:
+        return lambda image, mask, number: probabilities(mask, number)
+    from quintet.models.deeplab.module import DeepLabModule
+
+    if not setting.checkpoint.is_file():
+        raise UserError(f"--checkpoint={setting.checkpoint}: no such file")
+    module = DeepLabModule.load_from_checkpoint(setting.checkpoint, map_location="cpu", weights_only=True).eval()
+
+    @torch.no_grad()
+    def predict(image: np.ndarray, mask: np.ndarray, number: int) -> np.ndarray:
+        scores = module.scores(torch.from_numpy(image).permute(2, 0, 1)[None] / 255)
+        return scores.softmax(1)[0].contiguous().numpy()
+
+    return predict
+
+
+def real(root: Path, count: int, say: Callable[[np.ndarray, np.ndarray, int], np.ndarray]) -> Iterator[Pair]:
+    """The first images of the val list, from a folder or an archive, and what `say` makes of them."""
     from PIL import Image
 
     read, close = opener(root)
@@ -192,7 +214,7 @@ def real(root: Path, count: int) -> Iterator[Pair]:
         for number, name in enumerate(names):
             image = np.array(Image.open(io.BytesIO(read(f"JPEGImages/{name}.jpg"))).convert("RGB"))
             mask = np.array(Image.open(io.BytesIO(read(f"SegmentationClassAug/{name}.png"))))
-            yield probabilities(mask, number), image
+            yield say(image, mask, number), image
     except (OSError, KeyError) as error:
         raise UserError(f"--root={root.name}: not VOC2012 with SegmentationClassAug ({error})") from error
     finally:

@@ -1,10 +1,16 @@
 """benchmarks/crf.py: every row is made, and the probabilities are a network's in kind."""
 
+from pathlib import Path
+
 import bench_scripts
 import numpy as np
 import pytest
+import torch
+from lightning import Trainer
+from PIL import Image
 
 from quintet.errors import UserError
+from quintet.models.deeplab.module import DeepLabModule
 
 assert bench_scripts  # puts benchmarks/ on the path
 import crf as bench  # noqa: E402
@@ -41,7 +47,31 @@ def test_probabilities_follow_the_mask_and_are_unsure():
 
 def test_a_root_that_is_not_voc_is_refused(tmp_path):
     with pytest.raises(UserError, match="not VOC2012 with SegmentationClassAug"):
-        list(bench.real(tmp_path, 1))
+        list(bench.real(tmp_path, 1, None))
     (tmp_path / "file.tar").write_bytes(b"no archive")
     with pytest.raises(UserError, match=r"neither a folder nor a \.tar"):
-        list(bench.real(tmp_path / "file.tar", 1))
+        list(bench.real(tmp_path / "file.tar", 1, None))
+
+
+def test_probabilities_of_a_trained_network(tmp_path):
+    torch.manual_seed(0)
+    classes = [str(c) for c in range(21)]
+    config = {"head": "none"}, {"name": "resnet18", "output_stride": 16, "weights": None}, {"name": "sgd"}
+    module = DeepLabModule(*config, {"num_classes": 21, "classes": classes}).eval()
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "best.ckpt")
+    folder = tmp_path / "VOCdevkit" / "VOC2012"
+    for part in ("ImageSets/Segmentation", "JPEGImages", "SegmentationClassAug"):
+        (folder / part).mkdir(parents=True)
+    (folder / "ImageSets/Segmentation/val.txt").write_text("x\n")
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    Image.fromarray(image).save(folder / "JPEGImages" / "x.jpg", quality=95)
+    Image.fromarray(np.zeros((40, 50), np.uint8)).save(folder / "SegmentationClassAug" / "x.png")
+    say = bench.said_by(bench.Setting(checkpoint=tmp_path / "best.ckpt"))
+    [(made, read)] = bench.real(tmp_path, 1, say)
+    with torch.no_grad():
+        expected = module.scores(torch.from_numpy(read).permute(2, 0, 1)[None] / 255).softmax(1)[0]
+    assert np.allclose(made, expected, atol=1e-6) and made.flags.c_contiguous and made.std() > 1e-4
+    with pytest.raises(UserError, match=r"--checkpoint=no\.ckpt: no such file"):
+        bench.said_by(bench.Setting(checkpoint=Path("no.ckpt")))

@@ -4,11 +4,10 @@ import sys
 from pathlib import Path
 
 import torch
+from iou_pictures import pictures
 from torch import distributed
 
-from quintet.metrics.segmentation import MeanIoU  # before torchmetrics: see quintet.compat
-
-from test_segmentation_metric import pictures  # isort: skip
+from quintet.metrics.segmentation import MeanIoU
 
 
 def main(rank: int, folder: Path) -> None:

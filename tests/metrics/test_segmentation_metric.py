@@ -10,26 +10,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from iou_pictures import pictures
 from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from quintet.metrics.segmentation import MeanIoU
 
 SCRIPT = Path(__file__).with_name("iou_ranks.py")
-
-
-def pictures(count=5, classes=6, absent=(4,), seed=0):
-    """Predictions and labels (H, W) of different sizes with 255 among the labels, without some classes."""
-    generator = np.random.default_rng(seed)
-    kept = [c for c in range(classes) if c not in absent]
-    made = []
-    for number in range(count):
-        size = (20 + number, 30 - number)
-        labels = generator.choice(kept, size, p=np.arange(1, len(kept) + 1) / sum(range(1, len(kept) + 1)))
-        predicted = np.where(generator.random(size) < 0.6, labels, generator.choice(kept, size))
-        labels[generator.random(size) < 0.1] = 255
-        made.append((torch.from_numpy(predicted), torch.from_numpy(labels)))
-    return made
 
 
 def flat(made):
