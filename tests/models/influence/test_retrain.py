@@ -252,11 +252,11 @@ def test_a_second_call_goes_on_after_a_kill_and_computes_nothing_twice(tmp_path,
     some = {"queries": examples(7, 3), "cache_dir": tmp_path, "config": RetrainConfig(max_iterations=3)}
     calls, true = [], control.Lbfgs._one
 
-    def one(self, risk, removal):
+    def one(self, risk, removal, root):
         if len(calls) == 3:
             raise Interrupted
         calls.append(removal)
-        return true(self, risk, removal)
+        return true(self, risk, removal, root)
 
     monkeypatch.setattr(control.Lbfgs, "_one", one)
     with pytest.raises(Interrupted):

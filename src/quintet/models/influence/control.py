@@ -4,7 +4,6 @@ A network is rarely at a minimum: some more training would change it without lea
 trained in the same way on all examples, and what it changes is subtracted (retrain.py).
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,38 +13,49 @@ from torch import Tensor
 from torch.func import vmap
 
 from quintet.errors import UserError
+from quintet.models.influence.preconditioned import minimise, root_of
 from quintet.models.influence.refit import Refitted, Removal
 from quintet.models.influence.risk import EmpiricalRisk, has_recurrence
+from quintet.models.influence.solvers.interface import Root
 
 
 @dataclass
 class Lbfgs:
-    """Full-batch L-BFGS with a strong Wolfe line search until |gradient| <= tolerance, or max_iterations."""
+    """Full-batch L-BFGS with a strong Wolfe line search until |gradient| <= tolerance, or max_iterations.
+
+    preconditioner: one of preconditioned.NAMES, taken once, at the risk's parameters: leaving one example out hardly
+    changes the curvature, so that each removal needs a few gradients only.
+    """
 
     tolerance: float = 1e-8
     max_iterations: int = 1000
     history_size: int = 50
+    preconditioner: str = "none"
 
     def run(self, risk: EmpiricalRisk, removals: Sequence[Removal]) -> Iterator[Refitted]:
         """Refit without each of `removals`."""
+        root = root_of(risk, self.preconditioner)
         for removal in removals:
-            yield self._one(risk, removal)
+            yield self._one(risk, removal, root)
 
-    def _one(self, risk: EmpiricalRisk, removal: Removal) -> Refitted:
-        theta = risk.theta.clone().requires_grad_()
-        optimizer = torch.optim.LBFGS(
-            [theta],
+    def _one(self, risk: EmpiricalRisk, removal: Removal, root: Root | None) -> Refitted:
+        def evaluate(theta_p: Tensor) -> tuple[float, Tensor]:
+            theta = theta_p.clone().requires_grad_()
+            return value_and_gradient(risk, theta, removal), theta.grad
+
+        theta_p, gradient_p, iterations = minimise(
+            evaluate,
+            risk.theta,
+            root,
+            lambda gradient_p: bool(gradient_p.norm() <= self.tolerance),
             max_iter=self.max_iterations,
             max_eval=100 * self.max_iterations,
-            tolerance_grad=self.tolerance / math.sqrt(risk.num_params),  # of the largest entry: then of the norm too
-            tolerance_change=0.0,
             history_size=self.history_size,
             line_search_fn="strong_wolfe",
         )
-        optimizer.step(lambda: value_and_gradient(risk, theta, removal))
-        iterations = optimizer.state[theta].get("n_iter", 0)
-        value_and_gradient(risk, theta, removal)  # the last evaluation may be of a point that was not taken
-        return Refitted(removal, theta.detach(), float(theta.grad.norm()), iterations)
+        if gradient_p is None:  # the last evaluation may have been of a point that was not taken
+            _, gradient_p = evaluate(theta_p)
+        return Refitted(removal, theta_p, float(gradient_p.norm()), iterations)
 
 
 @dataclass

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from quintet.errors import UserError
 from quintet.models.influence.newton import Design, fit_logistic
+from quintet.models.influence.preconditioned import NAMES, PreconditionedLbfgs, curvature_during_training
 from quintet.models.influence.svm import fit_hinge, fit_smooth_hinge
 from quintet.models.optimizer import OptimizerConfig
 
@@ -26,8 +27,8 @@ class FitConfig(OptimizerConfig):
     lbfgs: L-BFGS on the whole training split; an optimiser step is up to `max_iter` iterations, and training ends when
     no entry of the gradient is above `tolerance_grad`. Logistic regression of two classes, in float64 and with an L2
     term, is finished by Newton's method (newton.py) where that leaves it short: badly scaled columns, as hospital data
-    have, bring L-BFGS to a halt. preconditioner: `ekfac` (preconditioned.py) for a network. exact_hinge: the SVM's
-    minimum in one step (svm.py).
+    have, bring L-BFGS to a halt. preconditioner: for a network, `ekfac`, or `gauss_newton` for a small one
+    (preconditioned.py). exact_hinge: the SVM's minimum in one step (svm.py).
     """
 
     names = ("lbfgs", "exact_hinge", "adam", "sgd")
@@ -47,8 +48,10 @@ class FitConfig(OptimizerConfig):
             )
         if self.max_iter < 1 or self.history_size < 1 or not self.tolerance_grad > 0:
             raise UserError("model.optimizer.max_iter, .history_size and .tolerance_grad must be above 0")
-        if self.preconditioner not in ("none", "ekfac"):
-            raise UserError(f"model.optimizer.preconditioner={self.preconditioner!r} is unknown: use none or ekfac")
+        if self.preconditioner not in NAMES:
+            raise UserError(
+                f"model.optimizer.preconditioner={self.preconditioner!r} is unknown: use one of {', '.join(NAMES)}"
+            )
         if self.preconditioner != "none" and self.name != "lbfgs":
             raise UserError("model.optimizer.preconditioner is for model.optimizer.name=lbfgs: give none")
         if self.full_batch and (self.schedule != "constant" or self.warmup_steps):
@@ -73,12 +76,10 @@ def build_lbfgs(module: nn.Module, config: FitConfig, problem: Problem | None = 
         "history_size": config.history_size,
         "line_search_fn": "strong_wolfe",
     }
-    if config.preconditioner == "ekfac":
-        from quintet.models.influence.preconditioned import PreconditionedLbfgs, curvature_during_training
-
-        data = module.trainer.datamodule
+    if config.preconditioner != "none":
+        data, name = module.trainer.datamodule, config.preconditioner
         return PreconditionedLbfgs(
-            module.parameters(), lambda step: curvature_during_training(module, data, step), **settings
+            module.parameters(), lambda step: curvature_during_training(module, data, name, step), **settings
         )
     if problem is None:
         return Lbfgs(module.parameters(), **settings)

@@ -116,13 +116,19 @@ class ClassifierModule(LightningModule):
         """The more likely class (B,) by what `forward` gave."""
         return outputs.argmax(1) if self.loss == "cross_entropy" else (outputs > 0).long()
 
+    def chances(self, batch: ExampleBatch) -> Tensor:
+        """Probabilities of the classes (B, C). Errors: UserError for a hinge, which gives none."""
+        if self.loss == "smooth_hinge":
+            raise UserError("model.loss=smooth_hinge gives no probabilities of classes: use logistic or cross_entropy")
+        outputs = self(batch)
+        return outputs.softmax(1) if self.loss == "cross_entropy" else _two_chances(outputs)
+
     def sample_labels(self, batch: ExampleBatch, generator: torch.Generator) -> ExampleBatch:
         """The batch with labels drawn from the model's own prediction; a hinge has none to draw from and keeps them."""
         if self.loss == "smooth_hinge":
             return batch
-        outputs = self(batch).detach()
-        chances_bc = outputs.softmax(1) if self.loss == "cross_entropy" else _two_chances(outputs)
-        return batch._replace(labels=torch.multinomial(chances_bc, 1, generator=generator)[:, 0])
+        with torch.no_grad():
+            return batch._replace(labels=torch.multinomial(self.chances(batch), 1, generator=generator)[:, 0])
 
     # fitting
 

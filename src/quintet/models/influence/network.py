@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from quintet.errors import UserError
 
 KINDS = ("linear", "all_cnn", "rbf")
-PART = 250  # images that the convolutions see at a time in training
+PART, PART_DOUBLE = 250, 32  # images that the convolutions see at a time in training, in float32 and float64
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ class AllCnn(nn.Module):
     def features(self, images_bchw: Tensor) -> Tensor:
         """What `top` is linear in, (B, outputs)."""
         # L-BFGS trains on all images at once: parts whose maps stay in the cache need less than half the time
-        parts = images_bchw.split(PART) if self.training else [images_bchw]
+        size = PART_DOUBLE if images_bchw.dtype == torch.float64 else PART
+        parts = images_bchw.split(size) if self.training else [images_bchw]
         return torch.cat([self.convolutions(part).mean((-2, -1)) for part in parts])
 
     def forward(self, images_bchw: Tensor) -> Tensor:

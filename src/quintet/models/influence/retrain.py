@@ -23,6 +23,7 @@ from quintet.models.influence.control import Adam, Lbfgs
 from quintet.models.influence.examples import Examples
 from quintet.models.influence.hinge_path import HingePath, is_hinge
 from quintet.models.influence.linear_risk import LinearRisk, make_risk
+from quintet.models.influence.preconditioned import NAMES
 from quintet.models.influence.refit import Refit, Refitted, Removal
 from quintet.models.influence.risk import EmpiricalRisk
 from quintet.models.plain import weights_digest
@@ -38,12 +39,13 @@ class RetrainConfig:
     """How to retrain.
 
     auto: hinge for a linear SVM fitted with the hinge itself, newton for other linear models, lbfgs for the rest.
-    tolerance: of the gradient's norm (newton, lbfgs). max_iterations: of lbfgs. The others are adam's.
+    tolerance: of the gradient's norm (newton, lbfgs). max_iterations, preconditioner: of lbfgs. The others are adam's.
     """
 
     method: str = "auto"
     tolerance: float = 1e-8
     max_iterations: int = 1000
+    preconditioner: str = "none"
     steps: int = 1000
     lr: float = 1e-5
     batch_size: int = 500
@@ -53,6 +55,8 @@ class RetrainConfig:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise UserError(f"retrain.method={self.method!r} is unknown: use one of {', '.join(METHODS)}")
+        if self.preconditioner not in NAMES:
+            raise UserError(f"retrain.preconditioner={self.preconditioner!r} is unknown: use one of {', '.join(NAMES)}")
         for key in ("max_iterations", "steps", "batch_size", "together"):
             if getattr(self, key) < 1:
                 raise UserError(f"retrain.{key}={getattr(self, key)}: give 1 or more")
@@ -170,7 +174,7 @@ def build_refit(config: RetrainConfig, risk: EmpiricalRisk) -> tuple[str, Refit]
     if method == "newton":
         return method, ChordNewton(config.tolerance, max_iterations=config.max_iterations)
     if method == "lbfgs":
-        return method, Lbfgs(config.tolerance, config.max_iterations)
+        return method, Lbfgs(config.tolerance, config.max_iterations, preconditioner=config.preconditioner)
     if method == "adam":
         return method, Adam(config.steps, config.lr, config.batch_size, config.together, config.seed)
     return method, HingePath()

@@ -5,34 +5,26 @@ right-hand sides and stays stable when some of them have converged. One right-ha
 """
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from quintet.errors import UserError
+from quintet.models.influence.gauss_newton import GaussNewton
 from quintet.models.influence.risk import EmpiricalRisk
 from quintet.models.influence.sampled import SampledCurvature
 from quintet.models.influence.solvers.ekfac import curvature_of
-from quintet.models.influence.solvers.interface import InverseHessian, Solver, indefinite
+from quintet.models.influence.solvers.interface import InverseHessian, Root, Solver, indefinite
 
-PRECONDITIONERS = ("sampled", "ekfac", "none", "auto")
-
-
-class Root(Protocol):
-    """R for a preconditioner M with M^-1 = R R^T."""
-
-    def root(self, vectors_kp: Tensor) -> Tensor: ...
-
-    def root_transposed(self, vectors_kp: Tensor) -> Tensor: ...
+PRECONDITIONERS = ("sampled", "ekfac", "gauss_newton", "none", "auto")
 
 
 @dataclass
 class ConjugateGradient(Solver):
     """tolerance: of the residual relative to the right-hand side, ten times the precision's rounding at least.
 
-    preconditioner: sampled (linear models with few outputs), ekfac, none, or auto: the first of them that the model and
-    the chosen parameters allow.
+    preconditioner: sampled (linear models with few outputs), ekfac, gauss_newton (dense: classifiers of some thousands
+    of parameters), none, or auto: sampled, else ekfac, else none, as the model and the chosen parameters allow.
 
     Errors: UserError with advice when a direction of negative curvature shows that the Hessian is indefinite.
     """
@@ -62,6 +54,8 @@ class ConjugateGradient(Solver):
             raise UserError("solver.preconditioner=sampled is for linear models with few outputs: use auto")
         if self.preconditioner == "none":
             return None
+        if self.preconditioner == "gauss_newton":
+            return GaussNewton(risk, self.damping)
         try:
             return curvature_of(risk, self.damping, self.seed, floor=1e-6)
         except UserError:

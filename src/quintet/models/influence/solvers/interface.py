@@ -3,6 +3,7 @@
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +23,16 @@ class Solution:
     iterations: int  # Hessian-vector products that each solution took, without the one for the residual
     effective_damping: float
     seconds: float
+
+
+class Root(Protocol):
+    """R for a preconditioner M with M^-1 = R R^T."""
+
+    def root(self, vectors_kp: Tensor) -> Tensor:
+        """R times each vector, (K, p)."""
+
+    def root_transposed(self, vectors_kp: Tensor) -> Tensor:
+        """R^T times each vector, (K, p)."""
 
 
 class InverseHessian(ABC):
