@@ -105,10 +105,12 @@ def saved_config(run: Path) -> DictConfig:
     return OmegaConf.load(path)
 
 
-def config_of(run: str | None, ckpt: str | None) -> DictConfig:
-    """Configuration of a run directory, or the copy that every checkpoint carries."""
-    if run:
-        return saved_config(Path(run))
+def config_of(run: str | None, ckpt: Any) -> DictConfig:
+    """Configuration of a run directory, or the copy that every checkpoint carries; of several, the first one's."""
+    if ckpt and not isinstance(ckpt, str):
+        ckpt = ckpt[0]
+    if run or (ckpt and Path(ckpt).is_dir()):
+        return saved_config(Path(run or ckpt))
     if not ckpt:
         raise UserError("say what to evaluate: run=logs/<name>/<run_id> or ckpt=<file>.ckpt")
     from quintet.callbacks.checkpoint import load_checkpoint
@@ -171,7 +173,8 @@ def eval_help() -> str:
     return (
         "Evaluate a run on one device, or do something with it.\n\n"
         "  python eval.py run=logs/<name>/<run_id> [protocol=NAME] [protocol.key=value] [key=value ...]\n"
-        "  python eval.py ckpt=<file>.ckpt ...\n\n"
+        "  python eval.py ckpt=<file>.ckpt ...\n"
+        "  python eval.py ckpt=[<run or file>,<another>,...] ...    (an ensemble, of captioners)\n\n"
         f"protocols: {protocols}\n"
         "publish=NAME writes docs/results/NAME.json; debug=true shows tracebacks;\n"
         "every other key=value goes on top of the run's own configuration (data.root=..., data.batch_size=...)."

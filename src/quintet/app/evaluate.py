@@ -27,28 +27,30 @@ from quintet.results import RESULTS_DIR, write_result
 
 def evaluate(cfg: DictConfig, request: DictConfig, command: str) -> dict[str, float]:
     """Run `request.protocol` on the checkpoint; returns its metrics by name."""
-    checkpoint = find_checkpoint(request)
-    run_dir = Path(request.run) if request.run else checkpoint.parent
+    checkpoints = find_checkpoints(request)
+    run_dir = Path(request.run) if request.run else checkpoints[0].parent
     folder = run_dir / "eval" / protocol_name(request.protocol)
     folder.mkdir(parents=True, exist_ok=True)
     if rank():  # torchrun's other processes only help
-        return _evaluate(cfg, request, checkpoint, run_dir, folder, command)
+        return _evaluate(cfg, request, checkpoints, run_dir, folder, command)
     start_console_log(folder / "console.log")
     try:
-        return _evaluate(cfg, request, checkpoint, run_dir, folder, command)
+        return _evaluate(cfg, request, checkpoints, run_dir, folder, command)
     finally:
         stop_console_log()
 
 
-def _evaluate(cfg: DictConfig, request: DictConfig, checkpoint: Path, run_dir: Path, folder: Path,
+def _evaluate(cfg: DictConfig, request: DictConfig, checkpoints: list[Path], run_dir: Path, folder: Path,
               command: str) -> dict[str, float]:  # fmt: skip
     start = time.perf_counter()
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     datamodule = build(cfg.data)
     datamodule.prepare_data()
     datamodule.setup("test")
-    module = load_module(cfg, checkpoint)
+    module = load_together(cfg, checkpoints)
     check_facts(module.hparams.get("facts") or {}, datamodule.facts)
+    if hasattr(module, "prepare_datamodule"):
+        module.prepare_datamodule(datamodule)
     made = {"logger": False, "default_root_dir": str(run_dir), "enable_checkpointing": False}
     trainer = build(request.trainer, **made, **trainer_settings())
     trainer.strategy.connect(module)
@@ -82,13 +84,33 @@ def protocol_name(node: DictConfig) -> str:
 
 def find_checkpoint(request: DictConfig) -> Path:
     """`ckpt=`, else the run's best, else its last checkpoint."""
-    if request.ckpt:
-        return Path(request.ckpt)
-    folder = Path(request.run) / "checkpoints"
+    return find_checkpoints(request)[0]
+
+
+def find_checkpoints(request: DictConfig) -> list[Path]:
+    """As `find_checkpoint`; several for `ckpt=[a,b,c]`, files or run directories."""
+    named = [request.ckpt] if isinstance(request.ckpt, str) else list(request.ckpt or [])
+    if not named:
+        return [_of_run(Path(request.run))]
+    return [_of_run(Path(path)) if Path(path).is_dir() else Path(path) for path in named]
+
+
+def _of_run(run: Path) -> Path:
+    folder = run / "checkpoints"
     for name in ("best.ckpt", "last.ckpt", "last.ckpt.previous"):
         if (folder / name).is_file():
             return folder / name
-    raise UserError(f"run '{request.run}' has no checkpoint in {folder}: train it first, or say ckpt=FILE")
+    raise UserError(f"run '{run}' has no checkpoint in {folder}: train it first, or say ckpt=FILE")
+
+
+def load_together(cfg: DictConfig, paths: list[Path]) -> Any:
+    """The module of one checkpoint, or an ensemble of several where the model can be one."""
+    modules = [load_module(cfg, path) for path in paths]
+    if len(modules) == 1:
+        return modules[0]
+    if not hasattr(modules[0], "ensemble"):
+        raise UserError(f"ckpt has {len(paths)} checkpoints: {type(modules[0]).__name__} makes no ensembles, give one")
+    return modules[0].ensemble(modules)
 
 
 def load_module(cfg: DictConfig, path: Path) -> Any:
@@ -109,6 +131,8 @@ def report(
 ) -> None:
     """Write result.json, publish it when asked, print the table."""
     paper = OmegaConf.to_container(cfg.paper) or {}
+    members = len(find_checkpoints(request))
+    together = f", ensemble of {members}" if members > 1 else ""
     rows = [{"metric": k, "value": v, "unit": unit_of(k), "paper": paper.get(k)} for k, v in metrics.items()]
     paths = [folder / "result.json"]
     if request.publish:
@@ -116,7 +140,7 @@ def report(
     for path in paths:
         write_result(
             path,
-            title=f"{cfg.name}, {protocol_name(request.protocol)}",
+            title=f"{cfg.name}{together}, {protocol_name(request.protocol)}",
             rows=rows,
             protocol=protocol_name(request.protocol),
             data=Path(str(cfg.data.get("root") or cfg.data._target_)).name,
@@ -125,7 +149,7 @@ def report(
             command=command,
             extra={"training": training_facts(cfg, request)},
         )
-    table = Table(title=f"{cfg.name} · {protocol_name(request.protocol)}", title_justify="left")
+    table = Table(title=f"{cfg.name}{together} · {protocol_name(request.protocol)}", title_justify="left")
     for column in ("metric", "ours", "paper", "unit"):
         table.add_column(column)
     for row in rows:

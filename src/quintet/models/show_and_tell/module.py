@@ -1,0 +1,214 @@
+"""Show and Tell as a LightningModule: the loss, the two stages' optimisers, the optional memory.
+
+Legend: I images, B captions, T words read, N real words of the batch, F features, H hidden width, V words.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.nn import functional as nnf
+
+from quintet.data.batches import CaptionBatch
+from quintet.data.pairs.vocabulary import EOS
+from quintet.errors import UserError
+from quintet.models.optimizer import OptimizerConfig, build_optimizer, from_mapping
+from quintet.models.plain import plain, refuse_other_weights
+from quintet.models.rare_events.memory import MemoryConfig
+from quintet.models.rare_events.token_memory import RecallConfig, TokenMemory
+from quintet.models.show_and_tell.captioner import Captioner
+from quintet.models.show_and_tell.decoding import DecoderSpeaker, DecodingConfig, remembered
+from quintet.models.show_and_tell.encoder import Encoder, EncoderConfig
+from quintet.models.show_and_tell.network import Decoder, NetworkConfig
+from quintet.models.show_and_tell.scheduled_sampling import ScheduledSampling, sampled_outputs
+
+
+class ShowAndTellModule(Captioner):
+    """Vinyals et al. 2015. Minimises the mean of `example_losses`.
+
+    An example's loss is the paper's, -log p of the caption's words and its end, summed (equation 2), in units of the
+    training split's mean caption length. So its mean over the split is the mean over words that im2txt minimises and
+    that its learning rate of 2 is for, while a caption's loss does not depend on the batch around it.
+
+    finetune: the optimiser of stage 2, in which the encoder learns too (`callbacks.two_stage` says when), null = the
+    same settings once more. encoder_lr: how many times as fast as the rest it learns there. memory: null, or the
+    rare-events memory asked at every word. facts: the data module's vocabulary and how often each id stands in the
+    training captions, eos once in each.
+    """
+
+    def __init__(
+        self,
+        network: NetworkConfig,
+        encoder: EncoderConfig,
+        optimizer: OptimizerConfig,
+        facts: dict,
+        decoding: DecodingConfig | None = None,
+        finetune: OptimizerConfig | None = None,
+        encoder_lr: float = 1.0,
+        scheduled_sampling: ScheduledSampling | None = None,
+        memory: MemoryConfig | None = None,
+        recall: RecallConfig | None = None,
+        media_count: int = 12,
+    ) -> None:
+        facts = {"vocabulary": plain(facts["vocabulary"]), "counts": plain(facts["counts"])}
+        config = from_mapping(NetworkConfig, network, "model.network")
+        encoder_config = from_mapping(EncoderConfig, encoder, "model.encoder")
+        decoding = from_mapping(DecodingConfig, decoding or {}, "model.decoding")
+        super().__init__(facts["vocabulary"], decoding, media_count)
+        optimizer = from_mapping(OptimizerConfig, optimizer, "model.optimizer")
+        finetune = optimizer if finetune is None else from_mapping(OptimizerConfig, finetune, "model.finetune")
+        self.optimizer_configs = {"optimizer": optimizer, "finetune": finetune}
+        self.sampling = from_mapping(ScheduledSampling, scheduled_sampling or {}, "model.scheduled_sampling")
+        self.recall_config = from_mapping(RecallConfig, recall or {}, "model.recall")
+        wanted = None if memory is None else from_mapping(MemoryConfig, memory, "model.memory")
+        wanted = None if wanted is None or wanted.search == "none" else wanted
+        self._check(encoder_lr)
+        # Plain values only, and no other file is needed: the checkpoint holds all weights.
+        kept = {"network": replace(config, word_vectors=None), "encoder": replace(encoder_config, weights=None)}
+        kept |= {"decoding": decoding, "scheduled_sampling": self.sampling, "recall": self.recall_config}
+        kept |= {"memory": wanted, "facts": facts, "encoder_lr": encoder_lr, "media_count": media_count}
+        self.save_hyperparameters(plain(kept | self.optimizer_configs))
+        self.facts, self.starts_from = facts, encoder_config.weights
+        self.mean_length = mean_length(facts["counts"])
+        self.encoder = Encoder(encoder_config)
+        self.network = Decoder(config, self.encoder.width, facts["vocabulary"])
+        self.tokens = None
+        if wanted is not None:
+            sizes = config.hidden, config.hidden
+            self.tokens = TokenMemory(wanted, self.recall_config, *sizes, facts["counts"])
+
+    def _check(self, encoder_lr: float) -> None:
+        if not encoder_lr > 0:
+            raise UserError(f"model.encoder_lr={encoder_lr}: give more than 0")
+        for key, config in self.optimizer_configs.items():
+            if config.schedule == "poly" and config.total_steps is None:
+                raise UserError(
+                    f"model.{key}.schedule=poly needs model.{key}.total_steps here: each stage ends for itself"
+                )
+
+    # forward
+
+    def features(self, source: CaptionBatch | Tensor) -> Tensor:
+        """Encoder features (I, F) of a batch, of images (I, 3, H, W), or as they are given (I, F)."""
+        if isinstance(source, CaptionBatch):
+            source = source.images if source.features is None else source.features
+            assert source is not None, "a caption batch has images or features"
+            if source.dim() == 2 and bool(self.encoder.trained):
+                raise UserError(
+                    "the batch has features of the encoder before it was fine-tuned: set data.features=null"
+                )
+        if source.dim() == 2 and source.shape[1] != self.network.features:
+            raise UserError(
+                f"features have {source.shape[1]} numbers, {self.encoder.config.name} gives {self.network.features}:"
+                " set data.features to the encoder of the run, or to null"
+            )
+        return source if source.dim() == 2 else self.encoder(source)
+
+    def outputs(self, batch: CaptionBatch, truth: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+        """LSTM outputs (N, H), the word to say after each (N,), and whose caption it is (N,); padding is left out."""
+        features_if, read_bt = self.features(batch), batch.words[:, :-1]
+        if truth < 1:
+            top_bth = sampled_outputs(self.network, features_if, read_bt, batch.image_row, truth)
+        else:
+            top_bth = self.network(features_if, read_bt, batch.image_row)
+        position = torch.arange(1, batch.words.shape[1], device=batch.words.device)
+        real_bt = position < batch.lengths[:, None]
+        return top_bth[real_bt], batch.words[:, 1:][real_bt], real_bt.nonzero()[:, 0]
+
+    def nats(self, batch: CaptionBatch) -> Tensor:
+        top_nh, word_n, row_n = self.outputs(batch)
+        logits_nv = remembered(self.network, top_nh, self.tokens)
+        return summed(nnf.cross_entropy(logits_nv, word_n, reduction="none"), row_n, len(batch.words))
+
+    def example_losses(self, batch: CaptionBatch) -> Tensor:
+        """Training loss (B,) of every caption: nats, and the memory's loss, over the mean caption length."""
+        return self._losses(batch)[0]
+
+    def _losses(self, batch: CaptionBatch, truth: float = 1.0) -> tuple[Tensor, tuple | None]:
+        """Losses (B,), and what the memory is to be told afterwards."""
+        top_nh, word_n, row_n = self.outputs(batch, truth)
+        told = None
+        if self.tokens is not None:
+            query_nd, answer = self.tokens.read(top_nh)
+            memory_loss_n = self.tokens.losses(query_nd, word_n, answer)
+            top_nh, told = self.tokens.combine(top_nh, answer, self.network.output.weight), (query_nd, word_n, answer)
+        loss_n = nnf.cross_entropy(self.network.logits(top_nh).float(), word_n, reduction="none")
+        if told is not None:
+            loss_n = loss_n + self.recall_config.loss_weight * memory_loss_n
+        return summed(loss_n, row_n, len(batch.words)) / self.mean_length, told
+
+    def speaker(self, source: CaptionBatch | Tensor, lookups: int) -> DecoderSpeaker:
+        return DecoderSpeaker(self.network, self.features(source).float(), lookups, self.tokens)
+
+    # training
+
+    def training_step(self, batch: CaptionBatch, batch_idx: int) -> Tensor:
+        truth = self.sampling.truth(self.trainer.global_step)
+        loss_b, told = self._losses(batch, truth)
+        loss = loss_b.mean()
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.words))
+        if self.sampling.schedule != "none":
+            self.log("train/truth", truth, batch_size=len(batch.words))
+        if told is not None:
+            self.tokens.write(*told)
+        return loss
+
+    @property
+    def joint(self) -> bool:
+        """Stage 2: the encoder learns too."""
+        return not self.encoder.frozen
+
+    def start_joint_training(self) -> None:
+        """From stage 1 to stage 2; the optimiser is then to be built anew."""
+        self.encoder.thaw()
+        self.encoder.train(self.training)
+
+    def prepare_datamodule(self, datamodule: Any) -> None:
+        if bool(self.encoder.trained):
+            datamodule.serve("images")
+
+    def setup(self, stage: str) -> None:
+        datamodule = getattr(self._trainer, "datamodule", None)
+        if stage != "fit" and datamodule is not None:
+            self.prepare_datamodule(datamodule)
+
+    def on_fit_start(self) -> None:
+        config = self.encoder.config
+        rank_zero_info(
+            f"Show and Tell: {config.name} from {self.starts_from or 'random weights'} at {config.size} pixels,"
+            f" {self.network.config.lstm} LSTM, {len(self.vocabulary)} words, {self.mean_length:.2f} a caption"
+        )
+
+    def configure_optimizers(self) -> dict:
+        config = self.optimizer_configs["finetune" if self.joint else "optimizer"]
+        encoder = [p for p in self.encoder.parameters() if p.requires_grad]
+        inside = {id(p) for p in self.encoder.parameters()}
+        groups = [{"params": [p for p in self.parameters() if id(p) not in inside]}]
+        if encoder:
+            groups.append({"params": encoder, "lr": config.lr * self.hparams["encoder_lr"]})
+        return build_optimizer(self, config, groups)
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        refuse_other_weights(self, checkpoint)
+        if bool(checkpoint["state_dict"]["encoder.trained"]):
+            self.start_joint_training()  # before the optimiser is built and its state comes back
+
+    @classmethod
+    def ensemble(cls, modules: Sequence["ShowAndTellModule"]) -> Captioner:
+        """Several runs that caption together: eval.py ckpt=[a,b,c]."""
+        from quintet.models.show_and_tell.ensemble import CaptionEnsemble
+
+        return CaptionEnsemble(modules)
+
+
+def mean_length(counts: Sequence[int]) -> float:
+    """Words of the mean training caption, its end counted."""
+    return sum(counts[EOS:]) / max(1, counts[EOS])
+
+
+def summed(values_n: Tensor, row_n: Tensor, rows: int) -> Tensor:
+    """Sum (rows,) of the values of each row."""
+    return values_n.new_zeros(rows).index_add(0, row_n, values_n)
