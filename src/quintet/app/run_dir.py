@@ -38,6 +38,7 @@ NOISE = (
     "is not resumable",
     "exists and is not empty",
     "was configured so",
+    "module(s) in eval mode",
 )
 
 

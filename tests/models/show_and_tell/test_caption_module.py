@@ -1,0 +1,280 @@
+"""The LightningModule: what it minimises, what learns in which stage, resuming, ensembles, checkpoints."""
+
+import math
+
+import pytest
+import torch
+from caption_data import CAPTIONS, ENCODER, WORDS, Captions
+from lightning import Trainer, seed_everything
+
+from quintet.callbacks.checkpoint import AtomicCheckpointIO, LastCheckpoint
+from quintet.callbacks.random_state import RandomState
+from quintet.callbacks.two_stage import TwoStage
+from quintet.errors import UserError
+from quintet.models.show_and_tell.ensemble import CaptionEnsemble
+from quintet.models.show_and_tell.module import ShowAndTellModule
+
+SMALL = {"embedding": 24, "hidden": 24, "dropout": 0.0, "init": 0.3}
+ADAM = {"name": "adam", "lr": 0.01}
+
+
+@pytest.fixture(scope="module")
+def data():
+    return Captions()
+
+
+def module_of(data, network=None, **options):
+    torch.manual_seed(0)
+    options = {"optimizer": ADAM, "encoder": ENCODER, "facts": data.facts} | options
+    return ShowAndTellModule(SMALL | (network or {}), **options)
+
+
+def fit(module, data, path, epochs, two_stage=None, steps=-1, resume=None, every=1, **options):
+    seed_everything(7, verbose=False)
+    callbacks = [RandomState(), TwoStage(two_stage), *([LastCheckpoint(str(path), every)] if every else [])]
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    if not every:
+        options["enable_checkpointing"] = False
+    trainer = Trainer(accelerator="cpu", max_epochs=epochs, max_steps=steps, callbacks=callbacks, plugins=[AtomicCheckpointIO()],
+                      use_distributed_sampler=False, num_sanity_val_steps=0, **quiet | options)  # fmt: skip
+    trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+    return trainer
+
+
+@pytest.mark.parametrize("form", ["paper", "standard"])
+def test_losses_by_hand(data, form):
+    """-log p of every word and the end, from the probabilities of one step at a time; in mean caption lengths."""
+    module, batch = module_of(data, {"lstm": form}).eval(), data.batch([3, 9])
+    with torch.no_grad():
+        losses, nats = module.example_losses(batch), module.nats(batch)
+    assert module.mean_length == pytest.approx(sum(len(text.split()) + 1 for text in CAPTIONS) / len(CAPTIONS))
+    for row in range(4):
+        state, total = module.network.start(batch.features[batch.image_row[row]][None]), 0.0
+        for word, following in zip(batch.words[row, :-1], batch.words[row, 1:], strict=True):
+            if following == 0:
+                break
+            state = module.network.step(word[None], state)
+            scores = module.network.logits(state.m)[0].double()
+            total += scores.exp().sum().log().item() - scores[following].item()
+        assert nats[row].item() == pytest.approx(total, rel=1e-4)
+        assert losses[row].item() == pytest.approx(total / module.mean_length, rel=1e-4)
+
+
+def test_the_mean_loss_of_all_captions_is_the_mean_over_words(data):
+    module, batch = module_of(data).eval(), data.batch(list(range(16)))
+    with torch.no_grad():
+        words = batch.lengths.sum() - len(batch.words)
+        torch.testing.assert_close(module.example_losses(batch).mean(), module.nats(batch).sum() / words)
+        alone = [module.example_losses(data.example_batch("val", [n]))[0] for n in (0, 5, 31)]
+    torch.testing.assert_close(torch.stack(alone), module.example_losses(batch)[[0, 5, 31]].detach())
+
+
+def test_images_and_their_cached_features_are_the_same_to_it(data):
+    module, batch = module_of(data).eval(), data.batch([2, 7, 11])
+    shown = batch._replace(features=None, images=data.images[[2, 7, 11]])
+    with torch.no_grad():
+        torch.testing.assert_close(module.nats(shown), module.nats(batch))
+    said = [module.generate(source, 2) for source in (batch, shown, shown.images, batch.features)]
+    assert all([row[0].words for row in one] == [row[0].words for row in said[0]] for one in said)
+
+
+def test_it_learns_to_say_what_it_sees(data, tmp_path):
+    """Features that tell the colours, then a beam; the metrics are of the generated captions."""
+    data, colour = Captions(), torch.nn.functional.one_hot(torch.arange(4), 512).float()
+    data.features = torch.cat([colour.repeat_interleave(4, 0), colour.repeat(4, 1)], 1)
+    module = module_of(data)
+    trainer = fit(module, data, tmp_path, 30, every=0, check_val_every_n_epoch=30)
+    said = [row[0] for row in module.eval().generate(data.batch(list(range(16))), 3)]
+    right = sum(caption.text in CAPTIONS[2 * n : 2 * n + 2] for n, caption in enumerate(said))
+    assert right >= 15 and all(caption.complete for caption in said)
+    values = trainer.callback_metrics
+    assert values["val/perplexity"].item() == pytest.approx(math.exp(values["val/loss"].item()), rel=1e-5)
+    with torch.no_grad():
+        whole = data.batch(list(range(16)))
+        expected = module.nats(whole).sum() / (whole.lengths - 1).sum()
+    assert values["val/loss"].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert values["val/bleu1"] > 0.9
+    several = module.generate(whole, 5, captions=5)[0]
+    assert [c.log_probability for c in several] == sorted((c.log_probability for c in several), reverse=True)
+    texts = {0: "a red over red", 1: "red over a red"}
+    for caption in several:
+        if caption.text in texts.values():
+            n = next(k for k, text in texts.items() if text == caption.text)
+            with torch.no_grad():
+                nats = module.nats(data.example_batch("val", [n]))[0].item()
+            assert caption.log_probability == pytest.approx(-nats, rel=1e-4)
+
+
+def test_stage_one_leaves_the_encoder_alone_and_stage_two_does_not(data, tmp_path):
+    fresh = Captions()
+    module = module_of(fresh, encoder=ENCODER | {"frozen_bn": False}, finetune=ADAM | {"lr": 1e-3}, encoder_lr=0.1)
+    before = {k: v.clone() for k, v in module.encoder.state_dict().items()}
+    seen = []
+
+    class Watch(TwoStage):
+        def on_train_batch_end(self, trainer, module, outputs, batch, index):
+            inside = {id(p) for g in trainer.optimizers[0].param_groups for p in g["params"]}
+            encoder = [id(p) in inside for p in module.encoder.parameters()]
+            rates = [g["lr"] for g in trainer.optimizers[0].param_groups]
+            modes = {m.training for m in module.encoder.modules()}
+            same = all(torch.equal(v, before[k]) for k, v in module.encoder.state_dict().items())
+            seen.append((batch.features is not None, any(encoder), rates, modes, same))
+
+    trainer = Trainer(accelerator="cpu", max_epochs=4, callbacks=[Watch(2)], logger=False, enable_checkpointing=False,
+                      enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+                      use_distributed_sampler=False)  # fmt: skip
+    trainer.fit(module, fresh)
+    assert seen[:8] == [(True, False, [0.01], {False}, True)] * 8
+    assert [part[:2] for part in seen[8:]] == [(False, True)] * 8 and not any(part[4] for part in seen[8:])
+    assert all(part[2] == pytest.approx([1e-3, 1e-4]) and part[3] == {True} for part in seen[8:])
+    assert trainer.global_step == 16
+    moved = [k for k, v in module.encoder.state_dict().items() if not torch.equal(v, before[k])]
+    assert any("running_mean" in k for k in moved) and "body.conv1.0.weight" in moved
+
+
+RESUMED = {"network": {"dropout": 0.3}, "finetune": {"name": "sgd", "lr": 0.05, "momentum": 0.9},
+           "scheduled_sampling": {"schedule": "linear", "steps": 10, "floor": 0.2}}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def uninterrupted():
+    module = module_of(Captions(), **RESUMED)
+    fit(module, Captions(), None, 3, two_stage=1, every=0)
+    return module.state_dict()
+
+
+@pytest.mark.parametrize("stop", [2, 4, 6, 8])
+def test_resuming_is_exact_in_both_stages_and_between_them(tmp_path, uninterrupted, stop):
+    """4 steps an epoch, stage 2 from step 4; the data module is a new one each time."""
+    first, second = module_of(Captions(), **RESUMED), module_of(Captions(), **RESUMED)
+    fit(first, Captions(), tmp_path, 3, two_stage=1, steps=stop, every=1000)
+    trainer = fit(second, Captions(), tmp_path, 3, two_stage=1, resume=tmp_path / "last.ckpt", every=1000)
+    assert trainer.global_step == 12 and bool(second.encoder.trained)
+    for (name, value), other in zip(uninterrupted.items(), second.state_dict().values(), strict=True):
+        assert torch.equal(value, other), name
+
+
+def test_jointly_from_the_start_and_never(tmp_path):
+    for epochs, expected in ((0, True), (None, False)):
+        module, data = module_of(Captions()), Captions()
+        fit(module, data, tmp_path, 1, two_stage=epochs)
+        assert bool(module.encoder.trained) == expected and data.served == ("images" if expected else "features")
+
+
+def test_features_from_before_fine_tuning_are_refused_and_images_asked_for(data):
+    module, fresh = module_of(data), Captions()
+    module.start_joint_training()
+    with pytest.raises(UserError, match=r"before it was fine-tuned: set data\.features=null"):
+        module.nats(data.batch([0]))
+    module.prepare_datamodule(fresh)
+    assert fresh.served == "images" and module.nats(fresh.batch([0])).shape == (2,)
+    with pytest.raises(UserError, match="features have 3 numbers, shufflenet_v2_x0_5 gives 1024"):
+        module.generate(torch.zeros(2, 3))
+
+
+def saved(module, path):
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, barebones=True)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(path, weights_only=True)
+    return path
+
+
+def test_a_checkpoint_needs_no_other_file(data, tmp_path):
+    from torchvision import models
+
+    weights, vectors = tmp_path / "w.pth", tmp_path / "v.txt"
+    torch.save(models.shufflenet_v2_x0_5(weights=None).state_dict(), weights)
+    vectors.write_text("red " + " ".join("1" for _ in range(24)))
+    module = module_of(data, {"word_vectors": str(vectors)}, encoder=ENCODER | {"weights": str(weights)}).eval()
+    path = saved(module, tmp_path / "m.ckpt")
+    weights.unlink()
+    vectors.unlink()
+    loaded = ShowAndTellModule.load_from_checkpoint(path, weights_only=True).eval()
+    images = data.images[:4]
+    assert loaded.generate(images) == module.generate(images)
+    other = module_of(data, {"hidden": 12})
+    with pytest.raises(UserError, match=r"not of this ShowAndTell: \d+ tensors differ"):
+        other.on_load_checkpoint(torch.load(path, weights_only=True))
+
+
+def test_an_ensemble_averages_and_refuses_other_vocabularies(data):
+    modules = [module_of(data, {"hidden": hidden}).eval() for hidden in (24, 16)]
+    together, batch = ShowAndTellModule.ensemble(modules).eval(), data.batch([0, 5])
+    assert isinstance(together, CaptionEnsemble) and together.hparams["facts"] == data.facts
+    with torch.no_grad():
+        nats = together.nats(batch)
+        logs = []
+        for module in modules:
+            top, word, row = module.outputs(batch)
+            logs.append(module.network.logits(top).log_softmax(1))
+        product = (logs[0].exp() * logs[1].exp()).sqrt()
+        picked = -(product / product.sum(1, keepdim=True)).log().gather(1, word[:, None])[:, 0]
+        expected = torch.stack([picked[row == b].sum() for b in range(4)])
+    torch.testing.assert_close(nats, expected)
+    single = ShowAndTellModule.ensemble(modules[:1]).eval()
+    torch.testing.assert_close(single.nats(batch), modules[0].nats(batch))
+    assert single.generate(batch)[0][0].words == modules[0].generate(batch)[0][0].words
+    swapped = Captions(words=[*WORDS[:-2], WORDS[-1], WORDS[-2]])
+    with pytest.raises(
+        UserError, match=r"ckpt\[1\] has another vocabulary than ckpt\[0\]: 10 and 10 words, word 8 is 'wh"
+    ):
+        ShowAndTellModule.ensemble([modules[0], module_of(swapped)])
+
+
+def test_an_ensemble_with_another_encoder_wants_images(data):
+    one, two, fresh = module_of(data), module_of(data), Captions()
+    ShowAndTellModule.ensemble([one, two]).prepare_datamodule(fresh)
+    assert fresh.served == "features"
+    two.encoder.body.conv1[0].weight.data += 1
+    ShowAndTellModule.ensemble([one, two]).prepare_datamodule(fresh)
+    assert fresh.served == "images"
+
+
+def test_with_the_rare_events_memory(data, tmp_path):
+    memory = {"slots": 64, "width": 8, "neighbours": 4}
+    module = module_of(data, memory=memory, recall={"loss_weight": 0.5})
+    fit(module, data, tmp_path, 1)
+    assert module.tokens.memory.filled == 64
+    batch = data.batch([1])
+    with torch.no_grad():
+        module.eval()
+        top, word, row = module.outputs(batch)
+        query, answer = module.tokens.read(top)
+        mixed = module.network.logits(module.tokens.combine(top, answer, module.network.output.weight))
+        nats = torch.nn.functional.cross_entropy(mixed, word, reduction="none")
+        extra = 0.5 * module.tokens.losses(query, word, answer)
+        expected = torch.stack([nats[row == b].sum() for b in range(2)])
+        torch.testing.assert_close(module.nats(batch), expected)
+        more = torch.stack([(nats + extra)[row == b].sum() for b in range(2)]) / module.mean_length
+        torch.testing.assert_close(module.example_losses(batch), more)
+    assert len(module.generate(batch)) == 1
+
+
+def test_pictures_with_captions(data, tmp_path):
+    from matplotlib.image import imread
+
+    module = module_of(data, media_count=5).eval()
+    (path,) = module.make_media(data, tmp_path)
+    assert path.name == "captions.png" and imread(path)[..., :3].std() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encoder_lr": 0}, r"model\.encoder_lr=0"),
+        ({"finetune": {"schedule": "poly"}}, r"model\.finetune\.schedule=poly needs"),
+        ({"network": {"hiden": 3}}, r"model\.network has no key 'hiden'"),
+        ({"decoding": {"beam_size": 11}}, r"beam_size=11: the vocabulary has 10 words"),
+        ({"encoder": {"name": "vit"}}, r"model\.encoder\.name=vit"),
+    ],
+)
+def test_impossible_settings(data, options, message):
+    with pytest.raises(UserError, match=message):
+        module_of(data, options.pop("network", None), **options)
+
+
+def test_the_callback_is_for_captioners():
+    with pytest.raises(UserError, match="two_stage is for models with an encoder, not Linear"):
+        TwoStage(1).setup(None, torch.nn.Linear(1, 1), "fit")
+    with pytest.raises(UserError, match=r"two_stage\.epochs=-1"):
+        TwoStage(-1)
