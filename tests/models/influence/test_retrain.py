@@ -252,11 +252,11 @@ def test_a_second_call_goes_on_after_a_kill_and_computes_nothing_twice(tmp_path,
     some = {"queries": examples(7, 3), "cache_dir": tmp_path, "config": RetrainConfig(max_iterations=3)}
     calls, true = [], control.Lbfgs._one
 
-    def one(self, risk, removal, root):
+    def one(self, risk, removal, *more):
         if len(calls) == 3:
             raise Interrupted
         calls.append(removal)
-        return true(self, risk, removal, root)
+        return true(self, risk, removal, *more)
 
     monkeypatch.setattr(control.Lbfgs, "_one", one)
     with pytest.raises(Interrupted):
@@ -362,6 +362,10 @@ def test_batches_are_ignored_that_the_example_is_not_in():
     theta = risk.theta.clone().requires_grad_()
     value = control.value_and_gradient(risk, theta, 13)
     less = without(data(), 13)
+    whole = risk.theta.clone().requires_grad_()
+    short = control.less(risk, 13, control.value_and_gradient(risk, whole, None), whole.grad)
+    assert short[0] == pytest.approx(value)
+    torch.testing.assert_close(short[1], theta.grad)
     assert value == pytest.approx(float((module.example_losses(less).mean() + module.regularisation()).detach()))
     torch.testing.assert_close(theta.grad, dense(module, less)[0])
     assert isinstance(less, ExampleBatch) and retrain.FORMAT >= 1

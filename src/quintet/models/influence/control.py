@@ -35,11 +35,15 @@ class Lbfgs:
     def run(self, risk: EmpiricalRisk, removals: Sequence[Removal]) -> Iterator[Refitted]:
         """Refit without each of `removals`."""
         root = root_of(risk, self.preconditioner)
+        theta = risk.theta.clone().requires_grad_()
+        whole = value_and_gradient(risk, theta, None), theta.grad
         for removal in removals:
-            yield self._one(risk, removal, root)
+            yield self._one(risk, removal, root, less(risk, removal, *whole))
 
-    def _one(self, risk: EmpiricalRisk, removal: Removal, root: Root | None) -> Refitted:
+    def _one(self, risk: EmpiricalRisk, removal: Removal, root: Root | None, start: tuple[float, Tensor]) -> Refitted:
         def evaluate(theta_p: Tensor) -> tuple[float, Tensor]:
+            if torch.equal(theta_p, risk.theta):
+                return start
             theta = theta_p.clone().requires_grad_()
             return value_and_gradient(risk, theta, removal), theta.grad
 
@@ -133,6 +137,17 @@ def value_and_gradient(risk: EmpiricalRisk, theta: Tensor, removal: Removal) -> 
         penalty = risk.penalty(theta)
         penalty.backward()
     return value + float(penalty.detach())
+
+
+def less(risk: EmpiricalRisk, removal: Removal, value: float, gradient_p: Tensor) -> tuple[float, Tensor]:
+    """The risk without an example and its gradient, from those with it, at the risk's own parameters."""
+    if removal is None:
+        return value, gradient_p
+    theta, count = risk.theta.clone().requires_grad_(), len(risk.train)
+    with torch.enable_grad(), plain_kernels(risk):
+        own = risk.losses(theta, risk.read(risk.train, slice(removal, removal + 1)))[0] + risk.penalty(theta)
+        own.backward()
+    return (count * value - float(own.detach())) / (count - 1), (count * gradient_p - theta.grad) / (count - 1)
 
 
 def plain_kernels(risk: EmpiricalRisk) -> Any:
