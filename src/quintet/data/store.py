@@ -34,12 +34,12 @@ def build_once(target: Path, write: Callable[[Path], None]) -> Path:
     return target
 
 
-def write_rows(path: Path, features: dict[str, Any], rows: Iterable[dict[str, Any]]) -> None:
-    """Stream rows into an Arrow file that `datasets.Dataset.from_file` maps."""
+def write_rows(path: Path, features: dict[str, Any], rows: Iterable[dict[str, Any]], block: int = 16) -> None:
+    """Stream rows into an Arrow file that `datasets.Dataset.from_file` maps, `block` rows held at a time."""
     from datasets import Features
     from datasets.arrow_writer import ArrowWriter
 
-    with ArrowWriter(path=str(path), features=Features(features), writer_batch_size=16) as writer:
+    with ArrowWriter(path=str(path), features=Features(features), writer_batch_size=block) as writer:
         for row in rows:
             writer.write(row)
         writer.finalize()

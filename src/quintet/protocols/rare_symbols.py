@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from quintet.data.pairs.vocabulary import UNKNOWN
+from quintet.data.special_ids import UNKNOWN
 from quintet.errors import UserError
 from quintet.protocols.rare_words import bins_of
 from quintet.protocols.tables import write_csv

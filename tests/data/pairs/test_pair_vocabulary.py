@@ -5,7 +5,8 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quintet.data.pairs.vocabulary import EOS, SPECIAL, SubwordCodec, Subwords, SymbolCodec, SymbolIds
+from quintet.data.pairs.vocabulary import SubwordCodec, Subwords, SymbolCodec, SymbolIds
+from quintet.data.special_ids import EOS, SPECIAL
 from quintet.errors import UserError
 
 LINES = ["A man rides a horse.", "Two men ride two horses.", "A woman is riding a bicycle in the rain."] * 5

@@ -15,8 +15,9 @@ from quintet.data.batches import SequencePairBatch
 from quintet.data.exhibit import Exhibit
 from quintet.data.pairs.order import LengthSampler
 from quintet.data.pairs.source import SPLITS, PairSource
-from quintet.data.pairs.vocabulary import BOS, EOS, PAD, SIDES, Codec
+from quintet.data.pairs.vocabulary import SIDES, Codec
 from quintet.data.resumable import EpochSampler, ResumableDataModule, ResumableLoader
+from quintet.data.special_ids import BOS, EOS, PAD
 from quintet.data.store import ListColumn, build_once, digest, write_rows
 from quintet.errors import UserError
 

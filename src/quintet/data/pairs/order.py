@@ -22,7 +22,8 @@ class LengthSampler(EpochSampler):
 
     def _items(self) -> list[int]:
         """This rank's items in order; a batch of all ranks together is `batch_size * world_size` neighbours."""
-        generator = torch.Generator().manual_seed(hash((self.seed, self.epoch, "length")) % 2**63)
+        # a hash of numbers: that of a text would be another one in the process that resumes
+        generator = torch.Generator().manual_seed(hash((self.seed, self.epoch, 1)) % 2**63)
         order = torch.randperm(self.num_items, generator=generator)
         order = torch.cat([order, order[: -self.num_items % self.world_size]])
         if self.window > 1:

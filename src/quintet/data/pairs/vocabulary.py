@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from quintet.data.special_ids import SPECIAL, UNKNOWN
 from quintet.errors import UserError
 
-PAD, BOS, EOS, UNKNOWN = range(4)
-SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 BYTES = 256
 SIDES = ("source", "target")
 

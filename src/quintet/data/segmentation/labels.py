@@ -1,5 +1,6 @@
 """Pictures and masks as arrays: which number, or which colour, in a mask file is which class."""
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,12 +55,12 @@ def plain_map(classes: Sequence[str], colours: Mapping[int, Sequence[int]] | Non
     return LabelMap(classes, {number: number for number in (*range(len(classes)), IGNORED)}, colours)
 
 
-def open_picture(path: Path, kind: str = "image") -> Any:
-    """A loaded PIL picture. Errors: UserError naming the file that is missing or no whole picture."""
+def open_picture(path: Path | str, kind: str = "image", data: bytes | None = None) -> Any:
+    """A loaded PIL picture, of `data` if that is given. Errors: UserError naming a file that is no whole picture."""
     from PIL import Image, UnidentifiedImageError
 
     try:
-        picture = Image.open(path)
+        picture = Image.open(path if data is None else io.BytesIO(data))
         picture.load()
     except FileNotFoundError as error:
         raise UserError(f"{kind} {path} is missing: it was there when the data set was read") from error

@@ -18,11 +18,15 @@ class Item(NamedTuple):
     name: str
 
 
-def locate(root: Path, name: str, prefer: str = "") -> Path | None:
-    """The folder `name` at most three levels below root, the highest first; among equals one with `prefer` above it."""
+def locate(root: Path, name: str, prefer: str = "", file: bool = False) -> Path | None:
+    """The folder (or file) `name` at most three levels below root, the highest first.
+
+    Among equals one with `prefer` above it.
+    """
+    exists = Path.is_file if file else Path.is_dir
     level = [root]
     for _ in range(DEPTH + 1):
-        found = [folder / name for folder in level if (folder / name).is_dir()]
+        found = [folder / name for folder in level if exists(folder / name)]
         if found:
             return next((folder for folder in found if prefer and prefer in str(folder.relative_to(root))), found[0])
         level = [

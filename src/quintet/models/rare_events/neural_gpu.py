@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from quintet.data.pairs.vocabulary import EOS, PAD
+from quintet.data.special_ids import EOS, PAD
 from quintet.errors import UserError
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as nnf
 from torchmetrics import MeanMetric
 
 from quintet.data.batches import SequencePairBatch
-from quintet.data.pairs.vocabulary import BOS, EOS
+from quintet.data.special_ids import BOS, EOS
 from quintet.errors import UserError
 from quintet.models.optimizer import OptimizerConfig, build_optimizer, from_mapping
 from quintet.models.plain import plain, refuse_other_weights
