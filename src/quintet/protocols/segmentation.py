@@ -31,6 +31,7 @@ class Mapped(NamedTuple):
     image_hwc: NDArray[np.uint8]  # as it is in the file: what the CRF wants
     labels_hw: NDArray[np.uint8] | None
     probability_chw: Tensor
+    whole_hwc: NDArray[np.uint8] | None = None  # the picture before it was shrunk
 
 
 class SegmentationProtocol:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from quintet.data.segmentation.labels import IGNORED, voc_colours
+from quintet.data.segmentation.labels import IGNORED, index_picture
 from quintet.data.segmentation.layout import Item
 from quintet.data.segmentation.voc import VOC
 from quintet.data.store import build_once, digest
@@ -32,9 +32,7 @@ def write_shapes(folder: Path, num_train: int, num_val: int) -> None:
     for number, name in enumerate(names):
         image_hwc, labels_hw = render(number)
         Image.fromarray(image_hwc).save(year / "JPEGImages" / f"{name}.jpg", quality=90)
-        mask = Image.fromarray(labels_hw).convert("P")
-        mask.putpalette(voc_colours().tobytes())
-        mask.save(year / "SegmentationClass" / f"{name}.png")
+        index_picture(labels_hw).save(year / "SegmentationClass" / f"{name}.png")
     for part, listed in (("train", names[:num_train]), ("val", names[num_train:])):
         (year / "ImageSets" / "Segmentation" / f"{part}.txt").write_text("\n".join(listed) + "\n", encoding="ascii")
 

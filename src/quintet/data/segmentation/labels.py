@@ -31,6 +31,15 @@ def colour_picture(labels_hw: NDArray) -> NDArray[np.uint8]:
     return voc_colours()[labels_hw]
 
 
+def index_picture(labels_hw: NDArray[np.uint8]) -> Any:
+    """A PIL picture whose pixels are the classes, with VOC's colours as its palette: what VOC's masks are."""
+    from PIL import Image
+
+    picture = Image.fromarray(labels_hw).convert("P")
+    picture.putpalette(voc_colours().tobytes())
+    return picture
+
+
 @dataclass(frozen=True)
 class LabelMap:
     """How the numbers in mask files become classes.

@@ -1,5 +1,6 @@
 """Pictures of predictions that a person can judge, in PASCAL VOC's colours."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from quintet.data.segmentation.labels import IGNORED, colour_picture, voc_colours
+
+TRUTH = "labelled (white: not scored)"  # over a column of pictures
 
 
 def overlay(image_hwc: NDArray, labels_hw: NDArray, opacity: float = 0.6) -> NDArray[np.float32]:
@@ -30,23 +33,24 @@ def make_media(module: Any, datamodule: Any, out_dir: Path, count: int) -> list[
         height, width = batch.sizes[0].tolist()
         image = batch.images[0, :, :height, :width].permute(1, 2, 0).numpy()
         rows.append((image, batch.labels[0, :height, :width].numpy(), predicted[:height, :width]))
-    return [draw(rows, module.facts["classes"], out_dir / "predictions.png")]
+    return [draw(rows, (TRUTH, "predicted"), module.facts["classes"], out_dir / "predictions.png")]
 
 
-def draw(rows: list[tuple[NDArray, NDArray, NDArray]], classes: list[str], path: Path) -> Path:
-    """Image, truth and prediction side by side; the legend names the classes that occur."""
+def draw(rows: Sequence[Sequence[NDArray]], titles: Sequence[str], classes: Sequence[str], path: Path) -> Path:
+    """Each row an image (H, W, 3) in [0, 1] and label maps (H, W), `titles`; the legend names the classes in them."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    figure = Figure(figsize=(9, 2.6 * len(rows) + 0.6), layout="constrained")
+    columns = 1 + len(titles)
+    figure = Figure(figsize=(3 * columns, 2.6 * len(rows) + 0.6), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(rows), 3, squeeze=False)
-    for line, (image, truth, predicted) in zip(axes, rows, strict=True):
-        for axis, shown in zip(line, (image, overlay(image, truth), overlay(image, predicted)), strict=True):
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for line, (image, *maps) in zip(axes, rows, strict=True):
+        for axis, shown in zip(line, (image, *(overlay(image, labels) for labels in maps)), strict=True):
             axis.imshow(shown)
             axis.set_axis_off()
-    for axis, title in zip(axes[0], ("image", "labelled (white: not scored)", "predicted"), strict=True):
+    for axis, title in zip(axes[0], ("image", *titles), strict=True):
         axis.set_title(title)
     occurring = np.unique(np.concatenate([part.ravel() for row in rows for part in row[1:]]))
     patches = [Patch(color=voc_colours()[c] / 255, label=classes[c]) for c in occurring if 0 < c < len(classes)]
