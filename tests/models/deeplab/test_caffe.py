@@ -11,6 +11,7 @@ from torchvision import models
 from quintet.errors import UserError
 from quintet.models.deeplab.backbone import Backbone, BackboneConfig
 from quintet.models.deeplab.caffe import from_caffe
+from quintet.models.deeplab.heads import Head, NetworkConfig
 
 MEAN_BGR = torch.tensor([104.008, 116.669, 122.675]).view(3, 1, 1)
 LETTERS = "abcdef"
@@ -132,6 +133,20 @@ def test_a_converted_vgg_under_torchvisions_names():
         assert (named[f"{key}.weight"] == number).all() and (named[f"{key}.bias"] == number).all()
     assert named["features.0.weight"].flatten().tolist() == [2, 1, 0], "BGR turned round"
     assert named["classifier.0.weight"].shape == (2, 3), "a convolution becomes a matrix"
+
+
+def test_deeplabs_own_vgg_with_its_small_fc6():
+    """VGG-16 as DeepLab-LargeFOV starts from it and is released: fc6 is 3 x 3 x 512 x 1024, not 7 x 7 x 512 x 4096."""
+    torch.manual_seed(0)
+    shapes = {"fc6.weight": (6, 512, 3, 3), "fc6.bias": (6,), "fc7.weight": (6, 6, 1, 1), "fc7.bias": (6,)}
+    state = {name: torch.randn(shape) for name, shape in shapes.items()}
+    head = Head(NetworkConfig("large_fov", form="vgg", channels=6), 512, 21, 8, pretrained=True)
+    head.start_from(from_caffe(state, "vgg16"))
+    for name in ("fc6", "fc7"):
+        assert torch.equal(head.branches[0][name].weight, state[f"{name}.weight"])
+        assert torch.equal(head.branches[0][name].bias, state[f"{name}.bias"])
+    with pytest.raises(UserError, match="fc6 of the weights has 3072 inputs, no square kernel on 512 channels"):
+        head.start_from(from_caffe(state | {"fc6.weight": torch.randn(6, 512, 3, 2)}, "vgg16"))
 
 
 def test_other_weights_are_refused(tmp_path):

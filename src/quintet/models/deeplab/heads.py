@@ -6,6 +6,7 @@ stride they become the nearest that cover as much of the image.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isqrt
 
 import torch
 from torch import Tensor, nn
@@ -92,10 +93,18 @@ class Head(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def start_from(self, classifier: dict[str, Tensor]) -> None:
-        """fc6 and fc7 of every branch from those of VGG-16, decimated to this head's size (section 4.1.1)."""
+        """fc6 and fc7 of every branch from those of VGG-16, decimated to this head's size (section 4.1.1).
+
+        Also from DeepLab's own, which were decimated before: fc6 may have any square kernel.
+        """
+        fc6 = classifier["classifier.0.weight"]
+        channels = self.branches[0]["fc6"].in_channels
+        side = isqrt(fc6.shape[1] // channels)
+        if side * side * channels != fc6.shape[1]:
+            raise UserError(f"fc6 of the weights has {fc6.shape[1]} inputs, no square kernel on {channels} channels")
+        fc6 = fc6.unflatten(1, (channels, side, side))
         with torch.no_grad():
             for branch in self.branches:
-                fc6 = classifier["classifier.0.weight"].unflatten(1, (-1, 7, 7))
                 branch["fc6"].weight.copy_(decimated(fc6, branch["fc6"].weight.shape))
                 branch["fc7"].weight.copy_(
                     decimated(classifier["classifier.3.weight"][..., None, None], branch["fc7"].weight.shape)
