@@ -54,3 +54,18 @@ def write_json(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
     return path
+
+
+def content(tables):
+    """split -> [(name, number that its picture shows, captions)]."""
+    return {
+        split: [
+            (name, number_of(table.picture(i) / 255), list(table.texts[slice(*table.first_i[i : i + 2])]["text"]))
+            for i, name in enumerate(table.names())
+        ]
+        for split, table in tables.items()
+    }
+
+
+def numbers(tables):
+    return {split: [number for _, number, _ in rows] for split, rows in content(tables).items()}

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-
+from quintet.data.captions.division import drawn
 from quintet.data.captions.karpathy import read_karpathy
 from quintet.data.captions.layout import Place, read_json
 from quintet.data.captions.source import Caption, CaptionSource, Parts, Picture
@@ -52,14 +51,9 @@ class COCO(CaptionSource):
         if self.division == "im2txt":
             first, second = (int(share * len(val)) for share in IM2TXT)
             return Parts({"train": [*train, *val[:first]], "val": val[first:second], "test": val[second:]})
-        if not 0 < self.paper_test + self.paper_val <= len(val):
-            raise UserError(
-                f"data.source.paper_test={self.paper_test}, paper_val={self.paper_val}: val2014 has {len(val)} images"
-            )
-        order = np.random.RandomState(self.division_seed).permutation(len(val))
-        test, chosen = (np.sort(part) for part in np.split(order[: self.paper_test + self.paper_val],
-                                                           [self.paper_test]))  # fmt: skip
-        return Parts({"train": train, "val": [val[i] for i in chosen], "test": [val[i] for i in test]})
+        keys = "data.source.paper_val, data.source.paper_test"
+        held_out = drawn(val, self.paper_val, self.paper_test, self.division_seed, keys).pictures
+        return Parts(held_out | {"train": train})
 
     def _folder(self, place: Place, part: str) -> Path:
         """Where its images are, or would be."""

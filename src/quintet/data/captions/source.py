@@ -24,6 +24,7 @@ SPLITS = ("train", "val", "test")
 FORMAT = 1  # raise when the files below change
 BLOCK = 256  # images looked at side by side
 POLICIES = ("fail", "skip")
+ADVICE = "repair it, or leave such out with data.source.on_error=skip"
 
 
 class Caption(NamedTuple):
@@ -41,10 +42,14 @@ class Picture(NamedTuple):
 
 @dataclass
 class Parts:
-    """The images of each split; `missing`: why a split is not there, said to whoever asks for it."""
+    """The images of each split.
+
+    missing: why a split is not there, said to whoever asks for it. problems: lines that cannot be used.
+    """
 
     pictures: dict[str, list[Picture]]
     missing: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -88,12 +93,14 @@ class CaptionSource:
         """
         cache_dir = Path(cache_dir)
         parts = self.read(cache_dir)
+        for problem in parts.problems if self.on_error == "fail" else ():
+            raise UserError(f"{problem}; {ADVICE}")
         self._set_absent_apart(parts)
         refuse_repeated(parts.pictures, self.name)
         options = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "root"}
         listed = {split: [(p.name, self.identity(p.image), p.captions) for p in parts.pictures[split]]
                   for split in parts.pictures}  # fmt: skip
-        key = digest(FORMAT, tokenizer_key(), options, listed)
+        key = digest(FORMAT, tokenizer_key(), options, listed, parts.problems)
         folder = build_once(cache_dir / "captions" / key, lambda path: _write(path, self, parts))
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         if meta["skipped"]:
@@ -109,6 +116,7 @@ class CaptionSource:
 
     def _set_absent_apart(self, parts: Parts) -> None:
         """A split of which not one image is there was not downloaded, or is a part of the archive's that was kept."""
+        parts.pictures = {split: parts.pictures[split] for split in SPLITS if split in parts.pictures}
         for split, pictures in list(parts.pictures.items()):
             paths = [picture.image for picture in pictures if isinstance(picture.image, Path)]
             if paths and not any(path.is_file() for path in paths):
@@ -149,7 +157,7 @@ class Writer:
 
     def problem(self, kind: str, text: str) -> None:
         if self.source.on_error == "fail":
-            raise UserError(f"{text}; repair it, or leave such out with data.source.on_error=skip")
+            raise UserError(f"{text}; {ADVICE}")
         self.skipped.setdefault(kind, []).append(text)
 
     def said(self) -> list[str]:
@@ -219,6 +227,8 @@ def _write(folder: Path, source: CaptionSource, parts: Parts) -> None:
     counts = ", ".join(f"{len(pictures)} {split}" for split, pictures in parts.pictures.items())
     log.info("%s: looking at %s images and their captions, once", source.name, counts)
     writer = Writer(source)
+    for problem in parts.problems:
+        writer.problem("lines", problem)
     for split, pictures in parts.pictures.items():
         writer.write(folder, split, pictures)
     (folder / "words.json").write_text(json.dumps(list(writer.numbers)), encoding="utf-8")

@@ -1,0 +1,104 @@
+"""Images with captions that `datasets.load_dataset` reads: a Hub id, or a local folder of parquet files."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from quintet.data.captions.source import SPLITS, Caption, CaptionSource, Parts, Picture
+from quintet.errors import UserError
+
+
+class Cell(NamedTuple):
+    """One image of a loaded split."""
+
+    split: str  # as the data set calls it
+    row: int
+
+
+@dataclass
+class HubCaptions(CaptionSource):
+    """root: the Hub id, or a folder. subset: its configuration. names: which of its splits is ours, null = none.
+
+    caption_columns: texts, or lists of texts, in each. split_column: where one split holds all and a column says which
+    is which (names then maps to what stands there, and `all_in` is the split to load). id_column: names of the images;
+    rows of one name are captions of one image. null: counted.
+    """
+
+    subset: str | None = None
+    names: Mapping[str, str | None] = field(
+        default_factory=lambda: {"train": "train", "val": "validation", "test": "test"}
+    )
+    image_column: str = "image"
+    caption_columns: Sequence[str] = ("caption",)
+    id_column: str | None = None
+    split_column: str | None = None
+    all_in: str = "train"
+
+    name: ClassVar[str] = "Hub data set"
+    put: ClassVar[str] = "a Hub id, or a folder of parquet files,"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if set(self.names) - set(SPLITS) or not any(self.names.values()):
+            raise UserError(f"data.source.names={dict(self.names)}: name a split for {', '.join(SPLITS)}, or null")
+        if not self.caption_columns:
+            raise UserError("data.source.caption_columns=[]: name one or more")
+
+    def read(self, cache_dir: Path) -> Parts:
+        wanted = {self.all_in} if self.split_column else {name for name in self.names.values() if name}
+        self._loaded = {name: self._load(name, cache_dir) for name in sorted(wanted)}
+        found: dict[str, dict[str, Picture]] = {split: {} for split in SPLITS if self.names.get(split)}
+        for split, pictures in found.items():
+            name = self.all_in if self.split_column else self.names[split]
+            self._read_split(split, name, pictures)
+        missing = {split: f"data.source.names has none for {split}" for split in SPLITS if split not in found}
+        return Parts({split: [*pictures.values()] for split, pictures in found.items()}, missing)
+
+    def load(self, image: Cell) -> bytes:
+        cell = self._loaded[image.split][image.row][self.image_column]
+        if cell is None or not (cell["bytes"] or cell["path"]):
+            raise FileNotFoundError
+        return cell["bytes"] or Path(cell["path"]).read_bytes()
+
+    def identity(self, image: Cell) -> list:
+        return [self._loaded[image.split]._fingerprint, *image]
+
+    def _read_split(self, split: str, name: str, pictures: dict[str, Picture]) -> None:
+        loaded, number = self._loaded[name], 0
+        columns = [*self.caption_columns, *(c for c in (self.id_column, self.split_column) if c)]
+        for batch in loaded.select_columns(columns).iter(batch_size=1000):
+            for i in range(len(batch[columns[0]])):
+                row, number = number, number + 1
+                if self.split_column and str(batch[self.split_column][i]) != self.names[split]:
+                    continue
+                title = str(batch[self.id_column][i]) if self.id_column else f"{split}/{row:06d}"
+                picture = pictures.setdefault(title, Picture(title, Cell(name, row), []))
+                texts = [text for column in self.caption_columns for text in _texts(batch[column][i])]
+                where = f"{self.root}, split {name}, row {row}"
+                picture.captions.extend(Caption(text, where) for text in texts)
+
+    def _load(self, name: str, cache_dir: Path) -> Any:
+        from datasets import Image, load_dataset
+        from datasets.exceptions import DatasetGenerationError
+
+        local = Path(self.root).expanduser()
+        if not local.is_dir() and (self.root.count("/") > 1 or self.root.startswith(("/", ".", "~"))):
+            raise UserError(f"no {self.name} at data.root={self.root}: put {self.put} there")
+        try:
+            loaded = load_dataset(str(local) if local.is_dir() else self.root, name=self.subset, split=name,
+                                  cache_dir=str(cache_dir / "hub"))  # fmt: skip
+        except (FileNotFoundError, ValueError, ConnectionError, DatasetGenerationError) as error:
+            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            raise UserError(f"data.root={self.root} (split {name}) cannot be loaded: {reason}") from error
+        keys = {"image_column": [self.image_column], "caption_columns": self.caption_columns,
+                "id_column": [self.id_column], "split_column": [self.split_column]}  # fmt: skip
+        for key, columns in keys.items():
+            for column in columns:
+                if column is not None and column not in loaded.column_names:
+                    raise UserError(f"data.source.{key}={column}: {self.root} has {', '.join(loaded.column_names)}")
+        return loaded.cast_column(self.image_column, Image(decode=False))
+
+
+def _texts(cell: Any) -> list[str]:
+    return [] if cell is None else [cell] if isinstance(cell, str) else [str(text) for text in cell]
