@@ -1,1 +1,5 @@
 """Scores of captions as coco-caption defines them (Chen et al. 2015, arXiv 1504.00325), without Java."""
+
+from quintet.metrics.captions.metrics import CaptionMetrics
+
+__all__ = ["CaptionMetrics"]
