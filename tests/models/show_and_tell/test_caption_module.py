@@ -35,8 +35,9 @@ def fit(module, data, path, epochs, two_stage=None, steps=-1, resume=None, every
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     if not every:
         options["enable_checkpointing"] = False
-    trainer = Trainer(accelerator="cpu", max_epochs=epochs, max_steps=steps, callbacks=callbacks, plugins=[AtomicCheckpointIO()],
-                      use_distributed_sampler=False, num_sanity_val_steps=0, **quiet | options)  # fmt: skip
+    limits = {"max_epochs": epochs, "max_steps": steps, "num_sanity_val_steps": 0}
+    trainer = Trainer(accelerator="cpu", callbacks=callbacks, plugins=[AtomicCheckpointIO()],
+                      use_distributed_sampler=False, **limits | quiet | options)  # fmt: skip
     trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     return trainer
 
