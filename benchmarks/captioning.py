@@ -24,7 +24,7 @@ from _common import RESULTS, one_line_errors, print_table, row
 from torch import Tensor
 from torch.nn import functional as nnf
 
-from quintet.data.pairs.vocabulary import BOS, EOS, PAD, UNKNOWN
+from quintet.data.special_ids import BOS, EOS, PAD, UNKNOWN
 from quintet.errors import UserError
 from quintet.results import write_result
 
@@ -88,9 +88,13 @@ def search_rows(module: Any, features_if: Tensor, beams: list[int], batch: int, 
                 words = [[module.vocabulary[word] for word in one if word != EOS] for one in ids]
                 same = sum(a == b for a, b in zip(said, words, strict=False))
                 if same < len(few):
-                    raise UserError(f"beam {beam}: {len(few) - same} of {len(few)} captions differ from the plain beam's")
+                    raise UserError(
+                        f"beam {beam}: {len(few) - same} of {len(few)} captions differ from the plain beam's"
+                    )
         rate = {name: 1 / statistics.median(spent) for name, spent in times.items()}
-        yield row(f"beam {beam}, ours, batch {batch}", rate["ours"], "captions/s", f"{len(few)} of {len(few)} identical")
+        yield row(
+            f"beam {beam}, ours, batch {batch}", rate["ours"], "captions/s", f"{len(few)} of {len(few)} identical"
+        )
         yield row(f"beam {beam}, plain, one image at a time", rate["plain"], "captions/s")
         yield row(f"beam {beam}, ours over plain", rate["ours"] / rate["plain"], "x", "goal: 10")
         yield row(f"beam {beam}, plain that stops early", rate["early"], "captions/s")
@@ -133,7 +137,10 @@ def bare_loop(module: Any, batches: list) -> float:
     """Seconds of embedding, LSTM, linear and cross-entropy as one writes them down, with Adam and clipping."""
     config, size = module.network.config, len(module.vocabulary)
     image = torch.nn.Linear(module.network.features, config.embedding, bias=False)
-    words, lstm = torch.nn.Embedding(size, config.embedding), torch.nn.LSTM(config.embedding, config.hidden, batch_first=True)
+    words, lstm = (
+        torch.nn.Embedding(size, config.embedding),
+        torch.nn.LSTM(config.embedding, config.hidden, batch_first=True),
+    )
     output, dropout = torch.nn.Linear(config.hidden, size), torch.nn.Dropout(config.dropout)
     parameters = [p for layer in (image, words, lstm, output) for p in layer.parameters()]
     optimizer = torch.optim.Adam(parameters, 1e-3)

@@ -105,6 +105,17 @@ SMALL = {
         "test/miou",
         1.0,
     ),
+    "show_and_tell": Small(
+        dict.fromkeys(["flickr8k", "flickr30k", "coco", "sbu"], "captions_sample"),
+        [
+            *("model.encoder.name=shufflenet_v2_x0_5", "model.encoder.weights=null", "model.encoder.image_size=32"),
+            *("model.network.embedding=8", "model.network.hidden=8", "model.network.word_vectors=null"),
+            *("data.source.num_train=8", "data.source.num_val=2", "data.source.num_test=2", "data.batch_size=2"),
+            *("data.resize_size=40", "data.crop_size=32", "data.min_count=1"),
+        ],
+        "test/bleu1",
+        1.0,
+    ),
     "all_cnn": Small(
         {"mnist_small": "digits_sample_images"},
         ["model.network.channels=[2,2]", "model.network.strides=[1,2]"],

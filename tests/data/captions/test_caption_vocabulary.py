@@ -63,6 +63,16 @@ def test_words_of_val_and_test_do_not_leak(tmp_path):
     assert "zebra" in lower.facts["vocabulary"] and "giraffe" not in lower.facts["vocabulary"]
 
 
+def test_counts_are_of_the_training_captions_in_use(tmp_path):
+    root = write_flickr8k(tmp_path / "flickr")
+    for max_words in (None, 7):
+        module = CaptionDataModule(Flickr8k(str(root)), str(tmp_path), min_count=40, max_words=max_words)
+        facts, total = module.facts, module.num_examples("train")
+        ids = module.example_batch("train", range(total)).words.flatten().tolist()
+        expected = [0, 0, total, *(ids.count(n) for n in range(UNKNOWN, len(facts["vocabulary"])))]
+        assert facts["counts"] == expected and expected[UNKNOWN] > 0
+
+
 def test_another_runs_vocabulary(tmp_path):
     root = write_flickr8k(tmp_path / "flickr")
     module = CaptionDataModule(Flickr8k(str(root)), str(tmp_path), min_count=1)

@@ -22,7 +22,7 @@ from quintet.data.captions.vocabulary import Vocabulary
 from quintet.data.examples.store import ArrayInputs
 from quintet.data.exhibit import Exhibit
 from quintet.data.resumable import ResumableDataModule, ResumableLoader
-from quintet.data.special_ids import UNKNOWN
+from quintet.data.special_ids import EOS, UNKNOWN
 from quintet.errors import UserError
 from quintet.models.show_and_tell.encoder import EncoderConfig
 
@@ -119,7 +119,19 @@ class CaptionDataModule(ResumableDataModule):
     @property
     def facts(self) -> dict[str, Any]:
         """Plain values that a model needs; call after setup()."""
-        return {"vocabulary": list(self.vocabulary.words)}
+        return {"vocabulary": list(self.vocabulary.words), "counts": self._counts()}
+
+    def _counts(self) -> list[int]:
+        """How often each id stands in the training captions in use, eos once in each; none without such captions."""
+        size = len(self.vocabulary)
+        if "train" not in self._tables:
+            return [0] * size
+        dataset, table = self.dataset("train"), self._tables["train"]
+        used_n = np.zeros(len(table), bool)
+        used_n[dataset.rows] = True
+        counts = np.bincount(self._ids[table.tokens[np.repeat(used_n, np.diff(table.starts_n))]], minlength=size)
+        counts[EOS] = used_n.sum()
+        return counts.tolist()
 
     def table(self, split: str) -> CaptionTable:
         """A split as it is stored. Errors: UserError for another name, and for a split that is not there, with why."""

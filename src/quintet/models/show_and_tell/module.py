@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as nnf
 
 from quintet.data.batches import CaptionBatch
-from quintet.data.pairs.vocabulary import EOS
+from quintet.data.special_ids import EOS
 from quintet.errors import UserError
 from quintet.models.optimizer import OptimizerConfig, build_optimizer, from_mapping
 from quintet.models.plain import plain, refuse_other_weights
