@@ -97,6 +97,16 @@ def print_table(title: str, rows: list[dict]) -> None:
         print(f"  {metric:<{widths[0]}}  {value:>{widths[1]}}  {unit:<{widths[2]}}  {note}".rstrip())
 
 
+class CheckFailed(AssertionError):
+    """A check did not hold."""
+
+
+def require(held: bool, message: str) -> None:
+    """Raise CheckFailed unless `held`."""
+    if not held:
+        raise CheckFailed(message)
+
+
 class Skip(Exception):
     """A section cannot run here; the message says why."""
 

@@ -18,9 +18,13 @@ from _common import RESULTS, print_table, row
 from torch import Tensor
 
 from quintet.models.deeplab.heads import Head, NetworkConfig
+from quintet.models.deeplab.taps import summed
 
 CLASSES = 21
-WAYS = {"one product": Head.forward, "four convolutions": Head.separately}
+WAYS = {
+    "one product": lambda head, features: summed(features, [branch["fc8"] for branch in head.branches]),
+    "four convolutions": Head.separately,
+}
 
 
 @dataclass(frozen=True)
@@ -43,14 +47,14 @@ def cases() -> list[Case]:
     return [Case(channels, *shape, precision) for precision, channels, shape in wide]
 
 
-def measure(case: Case, repeats: int) -> dict[str, dict[str, float]]:
+def measure(case: Case, repeats: int, device: str = "cpu") -> dict[str, dict[str, float]]:
     """Median milliseconds of each way at inference and in training, and how far their scores lie apart."""
     torch.manual_seed(0)
     dtype = torch.bfloat16 if case.precision == "bf16" else torch.float32
     head = Head(NetworkConfig("aspp_l"), case.channels, CLASSES, case.output_stride)
-    head.to(dtype, memory_format=torch.channels_last)
+    head.to(device, dtype, memory_format=torch.channels_last)
     features = torch.randn(case.batch, case.channels, case.side, case.side).relu()
-    features = features.to(dtype, memory_format=torch.channels_last).requires_grad_()
+    features = features.to(device, dtype, memory_format=torch.channels_last).requires_grad_()
 
     def infer(way: Callable[[Head, Tensor], Tensor]) -> Tensor:
         with torch.inference_mode():
@@ -71,22 +75,24 @@ def medians(run: Callable[[Callable], object], repeats: int) -> dict[str, float]
         for name, way in WAYS.items():
             began = time.perf_counter()
             run(way)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             if repeat > 1:
                 seconds[name].append(time.perf_counter() - began)
     return {name: 1000 * statistics.median(taken) for name, taken in seconds.items()}
 
 
-def run_all(chosen: list[Case], repeats: int) -> Iterator[dict]:
+def run_all(chosen: list[Case], repeats: int, device: str = "cpu") -> Iterator[dict]:
     ratios: dict[tuple[str, int], list[float]] = {}
     for case in chosen:
-        found = measure(case, repeats)
+        found = measure(case, repeats, device)
         for task in ("inference", "training"):
             one, four = found[task].values()
             ratios.setdefault((task, case.channels), []).append(four / one)
             note = f"{one:.1f} ms, four convolutions {four:.1f} ms; scores apart {found['apart']:.0e} of the largest"
             yield row(f"{task}, {case}: one product", round(four / one, 2), "times as fast", note)
     for (task, channels), values in ratios.items():
-        note = f"geometric mean of {len(values)} shapes and precisions, {min(values):.2f} to {max(values):.2f}"
+        note = f"one product; geometric mean of {len(values)} cases, {min(values):.2f} to {max(values):.2f}"
         yield row(f"{task}, {channels} channels", round(statistics.geometric_mean(values), 2), "times as fast", note)
 
 

@@ -1,6 +1,8 @@
-"""Does WaveNet work on this GPU, and how fast? Checks and timings of one CUDA device within 8 minutes, as one table.
+"""Do the models work on this GPU, and how fast? Checks and timings of one CUDA device, minutes a paper, a table each.
 
-    python benchmarks/gpu.py --publish wavenet_gpu        (--device cpu --quick: the same logic on a CPU, in seconds)
+    python benchmarks/gpu.py --publish gpu        (--device cpu --quick: the same logic on a CPU, in seconds)
+
+WaveNet's part is here, DeepLab's in gpu_deeplab.py; --publish NAME writes docs/results/<paper>_NAME.json.
 
 Needs torch and this repository; without Lightning its rows are skipped. Every section has a time box; what fails
 becomes a row "failed: reason" and the rest goes on. Data: sums of sines as mu-law classes, so no data set is needed.
@@ -24,17 +26,13 @@ from torch.nn import functional as nnf
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # a GPU machine may not have it installed
 
-from _common import RESULTS, Skip, print_table, row, run_section
+from _common import RESULTS, Skip, print_table, require, row, run_section
 
 from quintet.models.wavenet.network import WaveNet, WaveNetConfig
 
 ROUNDS = 3
 SPEAKERS, CHANNELS, HOP = 4, 16, 160
 TINY = {"layers_per_stack": 4, "stacks": 1, "residual_channels": 8, "gate_channels": 8, "skip_channels": 16}
-
-
-class CheckFailed(AssertionError):
-    """A check did not hold."""
 
 
 def device_name(device: torch.device) -> str:
@@ -97,12 +95,6 @@ class Setting:
     def synchronize(self) -> None:
         if self.cuda:
             torch.cuda.synchronize(self.device)
-
-
-def require(held: bool, message: str) -> None:
-    """Raise CheckFailed unless `held`."""
-    if not held:
-        raise CheckFailed(message)
 
 
 def forward_against_cpu(setting: Setting) -> Iterator[dict]:
@@ -303,10 +295,10 @@ SECTIONS = {
 }
 
 
-def run_all(setting: Setting, minutes: float) -> list[dict]:
+def run_all(setting, minutes: float, sections: dict) -> list[dict]:
     """All sections in order, each within its box and all within `minutes`."""
     end, rows = time.monotonic() + 60 * minutes, []
-    for name, (section, box) in SECTIONS.items():
+    for name, (section, box) in sections.items():
         made = run_section(name, lambda section=section: section(setting), min(box, end - time.monotonic()))
         for entry in made:
             print(f"  {entry['metric']}: {entry['value']} {entry['unit']}", flush=True)
@@ -316,33 +308,50 @@ def run_all(setting: Setting, minutes: float) -> list[dict]:
     return rows
 
 
-def main() -> None:
-    """Command line; ends with code 1 when a row failed."""
-    options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    options.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu")
-    options.add_argument("--quick", action="store_true", help="a tiny network: does the script work?")
-    options.add_argument("--minutes", type=float, default=8.0, help="time for everything")
-    options.add_argument("--publish", metavar="NAME", help="write docs/results/NAME.json, e.g. wavenet_gpu")
-    args = options.parse_args()
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        sys.exit("error: no CUDA device here: use --device cpu --quick to try the script")
-    start = time.perf_counter()
-    setting = Setting(torch.device(args.device), args.quick)
-    rows = run_all(setting, args.minutes)
-    print_table(f"WaveNet on {device_name(setting.device)}, torch {torch.__version__}", rows)
+def papers() -> dict[str, tuple]:
+    """Title, setting, sections and data of each."""
+    import gpu_deeplab
+
+    return {
+        "wavenet": ("WaveNet", Setting, SECTIONS, "synthetic sines"),
+        "deeplab": ("DeepLab", gpu_deeplab.Setting, gpu_deeplab.SECTIONS, "random pictures"),
+    }
+
+
+def measure(paper: str, args: argparse.Namespace) -> bool:
+    """Run, print and publish one paper's sections. Whether none failed."""
+    start, (title, made, sections, data) = time.perf_counter(), papers()[paper]
+    setting = made(torch.device(args.device), args.quick)
+    rows = run_all(setting, args.minutes, sections)
+    print_table(f"{title} on {device_name(setting.device)}, torch {torch.__version__}", rows)
     if args.publish:
         from quintet.results import write_result
 
         write_result(
-            RESULTS / f"{args.publish}.json",
-            title=f"WaveNet on one {'GPU' if setting.cuda else 'CPU'}: checks and speeds",
+            RESULTS / f"{paper}_{args.publish}.json",
+            title=f"{title} on one {'GPU' if setting.cuda else 'CPU'}: checks and speeds",
             rows=rows,
-            protocol=f"{setting.describe()}; every section in a time box; medians of {ROUNDS}",
-            data="synthetic sines",
+            protocol=f"{setting.describe()}; every section in a time box; medians",
+            data=data,
             subset=False,
             seconds=time.perf_counter() - start,
         )
-    sys.exit(any(str(entry["value"]).startswith("failed") for entry in rows))
+    return not any(str(entry["value"]).startswith("failed") for entry in rows)
+
+
+def main() -> None:
+    """Command line; ends with code 1 when a row failed."""
+    options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    options.add_argument("--papers", nargs="+", default=["wavenet", "deeplab"], choices=["wavenet", "deeplab"])
+    options.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu")
+    options.add_argument("--quick", action="store_true", help="a tiny network: does the script work?")
+    options.add_argument("--minutes", type=float, default=8.0, help="time for each paper")
+    options.add_argument("--publish", metavar="NAME", help="write docs/results/<paper>_NAME.json, e.g. gpu")
+    args = options.parse_args()
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        sys.exit("error: no CUDA device here: use --device cpu --quick to try the script")
+    passed = [measure(paper, args) for paper in args.papers]
+    sys.exit(not all(passed))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from quintet.machine import hardware, versions
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS_DIR, PAGE = REPOSITORY / "docs/results", REPOSITORY / "docs/results.md"
 PAPERS = {  # by the first word of a file's name
+    "deeplab": "DeepLab v2 (Chen et al. 2017, arXiv 1606.00915)",
     "influence": "Influence functions (Koh and Liang 2017, arXiv 1703.04730)",
     "rare": "Learning to Remember Rare Events (Kaiser et al. 2017, arXiv 1703.03129)",
     "wavenet": "WaveNet (van den Oord et al. 2016, arXiv 1609.03499)",

@@ -9,6 +9,7 @@ sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 import _common  # noqa: E402
 import episodes  # noqa: E402
 import gpu  # noqa: E402
+import gpu_deeplab  # noqa: E402
 import markov_baselines  # noqa: E402
 import pixel_baseline  # noqa: E402
 import startup  # noqa: E402
@@ -20,6 +21,7 @@ __all__ = [
     "_common",
     "episodes",
     "gpu",
+    "gpu_deeplab",
     "markov_baselines",
     "pixel_baseline",
     "startup",

@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch
-from bench_scripts import _common, gpu
+from bench_scripts import _common, gpu, gpu_deeplab
 
 from quintet import results
 
@@ -17,14 +17,41 @@ def setting():
     return gpu.Setting(torch.device("cpu"), quick=True)
 
 
-def test_every_section_works_or_says_why_it_cannot(setting):
-    rows = {entry["metric"]: entry for entry in gpu.run_all(setting, minutes=4)}
+def rows_of(setting, sections):
+    rows = {entry["metric"]: entry for entry in gpu.run_all(setting, 4, sections)}
     failed = {name: entry["value"] for name, entry in rows.items() if str(entry["value"]).startswith("failed")}
     assert not failed
-    skipped = {name for name, entry in rows.items() if str(entry["value"]).startswith("skipped")}
+    return rows, {name for name, entry in rows.items() if str(entry["value"]).startswith("skipped")}
+
+
+def test_every_section_works_or_says_why_it_cannot(setting):
+    rows, skipped = rows_of(setting, gpu.SECTIONS)
     assert skipped == {"generation equality", "generation cuda_graph", "Lightning 16-mixed"}
     assert rows["checkpoint resume"]["value"] == 0.0
     assert rows["generation eager, batch 2"]["value"] > 0 and rows["training fp32"]["value"] > 0
+
+
+def test_every_section_of_deeplab_works_too():
+    rows, skipped = rows_of(gpu_deeplab.Setting(torch.device("cpu"), quick=True), gpu_deeplab.SECTIONS)
+    assert skipped == {"Lightning 16-mixed"} and rows["CRF: labels equal to pydensecrf's"]["value"] >= 99.8
+    assert rows["Lightning bf16-mixed"]["value"] == "ok" and len(rows) == 2 + 4 + 6 + 2 + 12
+
+
+def test_a_wrong_crf_and_a_wrong_head_are_noticed(monkeypatch):
+    """The checks must be able to fail: marginals of another image, branches that are lost on one device."""
+    setting = gpu_deeplab.Setting(torch.device("cpu"), quick=True)
+    import crf
+
+    infer = crf.infer
+    monkeypatch.setattr(crf, "infer", lambda probabilities, image, config: infer(probabilities[::-1], image, config))
+    *_, entry = run_section("CRF", lambda: gpu_deeplab.dense_crf(setting), 60)
+    assert entry["value"].startswith("failed: only")
+    forward = gpu_deeplab.DeepLab.forward
+    monkeypatch.setattr(
+        gpu_deeplab.DeepLab, "forward", lambda self, x: forward(self, x) * (1 if x.dtype == torch.float64 else 1.01)
+    )
+    [entry] = run_section("forward", lambda: gpu_deeplab.forward_against_cpu(setting), 60)
+    assert entry["value"].startswith("failed: scores of resnet18 differ")
 
 
 def test_a_wrong_network_is_noticed(setting, monkeypatch):
@@ -83,12 +110,15 @@ def test_missing_packages_and_missing_hardware_are_skips():
 def test_the_command_writes_a_result_file(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu, "RESULTS", tmp_path)
     monkeypatch.setattr(gpu, "SECTIONS", {"forward": (gpu.forward_against_cpu, 60)})
-    monkeypatch.setattr("sys.argv", ["gpu.py", "--device", "cpu", "--quick", "--publish", "wavenet_gpu"])
+    monkeypatch.setattr(gpu_deeplab, "SECTIONS", {"ASPP": (gpu_deeplab.aspp_ways, 60)})
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--device", "cpu", "--quick", "--publish", "gpu"])
     with pytest.raises(SystemExit) as ended:
         gpu.main()
     assert not ended.value.code
     assert len(json.loads((tmp_path / "wavenet_gpu.json").read_text())["rows"]) == 2
-    assert "WaveNet on one CPU" in results.render(tmp_path, tmp_path / "page.md")
+    assert len(json.loads((tmp_path / "deeplab_gpu.json").read_text())["rows"]) == 6
+    page = results.render(tmp_path, tmp_path / "page.md")
+    assert "WaveNet on one CPU" in page and "DeepLab on one CPU" in page
 
 
 def test_no_cuda_is_one_line(monkeypatch):
