@@ -7,8 +7,12 @@ eos is held back to an average caption's length and then forced.
 import json
 import sys
 import time
+from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 import torch
+
+import quintet  # noqa: F401  torchvision beside a CPU build of torch: see quintet.compat
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from caption_data import CAPTIONS, ENCODER, WORDS, Captions
-from lightning import Trainer, seed_everything
+from lightning import Callback, Trainer, seed_everything
 
 from quintet.callbacks.checkpoint import AtomicCheckpointIO, LastCheckpoint
 from quintet.callbacks.random_state import RandomState
@@ -279,3 +279,34 @@ def test_the_callback_is_for_captioners():
         TwoStage(1).setup(None, torch.nn.Linear(1, 1), "fit")
     with pytest.raises(UserError, match=r"two_stage\.epochs=-1"):
         TwoStage(-1)
+
+
+class Compare(Callback):
+    """Rank 0 writes how far the ranks' encoders are apart, and how far they have moved."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_fit_start(self, trainer, module):
+        self.before = flat(module.encoder)
+
+    def on_train_end(self, trainer, module):
+        every = trainer.strategy.all_gather(flat(module.encoder))
+        if trainer.is_global_zero:
+            torch.save(((every[0] - every[1]).abs().max(), (every[0] - self.before).abs().max()), self.path)
+
+
+def flat(module):
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+def test_two_ranks_share_the_encoders_gradients_in_stage_two(tmp_path):
+    """DDP's reducer is made in stage 1 and does not know the encoder: it has to be made again."""
+    module = module_of(Captions())
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp_fork", max_epochs=2, limit_val_batches=0,
+                      callbacks=[TwoStage(1), Compare(tmp_path / "apart.pt")], enable_model_summary=False,
+                      use_distributed_sampler=False, **quiet)  # fmt: skip
+    trainer.fit(module, Captions())
+    apart, moved = torch.load(tmp_path / "apart.pt")
+    assert apart == 0 and moved > 1e-4
