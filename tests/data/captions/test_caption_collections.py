@@ -5,9 +5,11 @@ import pytest
 from caption_files import captions_of, content, numbers, write_image, write_json, write_lines
 
 from quintet.data.captions.csv_folder import CaptionCSV
+from quintet.data.captions.datamodule import CaptionDataModule
 from quintet.data.captions.hub import HubCaptions
 from quintet.data.captions.pascal import PascalSentences
 from quintet.data.captions.sbu import SBU
+from quintet.data.special_ids import SPECIAL
 from quintet.errors import UserError
 
 
@@ -32,6 +34,26 @@ def test_pascal_sentences_as_a_page_and_as_files(tmp_path):
         PascalSentences(str(page)).splits(tmp_path / "cache")
     with pytest.raises(UserError, match=r"has neither index\.html nor a folder `sentence`"):
         PascalSentences(str(page / "cat")).splits(tmp_path / "cache")
+
+
+def test_a_test_set_has_no_words_of_its_own(tmp_path):
+    """Training on it ends in one line; with another run's words it is evaluated."""
+    for n in range(3):
+        write_image(tmp_path / "dataset" / f"{n}.jpg", n)
+        write_lines(tmp_path / "sentence" / f"{n}.txt", captions_of(n))
+    options = {"resize_size": 10, "crop_size": 8, "eval_batch_size": 2}
+    module = CaptionDataModule(PascalSentences(str(tmp_path)), str(tmp_path / "cache"), **options)
+    module.setup()
+    for wanted in (lambda: module.facts, module.test_dataloader):
+        with pytest.raises(UserError, match=r"Pascal sentences has no training captions .*see protocol=transfer"):
+            wanted()
+    module.use_vocabulary([*SPECIAL, "a", "dog", "runs"])
+    batches = list(module.test_dataloader())
+    assert [b.image_index.tolist() for b in batches] == [[0], [1, 2]] and module.val_dataloader() == []
+    assert module.vocabulary.decode(batches[0].words[4]) == "a dog runs <unk> <unk> <unk>"
+    assert module.references("test", [1]) == [captions_of(1)]
+    with pytest.raises(UserError, match=r"has no train split: Pascal sentences is a test set"):
+        module.train_dataloader()
 
 
 def test_sbu_without_the_images_that_are_gone(tmp_path, caplog):

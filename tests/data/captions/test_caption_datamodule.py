@@ -8,13 +8,10 @@ import numpy as np
 import pytest
 import torch
 from caption_files import captions_of, number_of, write_flickr8k
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from quintet.data.batches import CaptionBatch
 from quintet.data.captions.datamodule import CaptionDataModule
 from quintet.data.captions.flickr8k import Flickr8k
-from quintet.data.captions.order import EvalSampler
 from quintet.data.special_ids import BOS, EOS, PAD
 from quintet.errors import UserError
 
@@ -114,22 +111,6 @@ def test_evaluated_once_each_and_in_order_on_any_number_of_ranks(make, world):
         assert all(b.image_row.tolist() == np.repeat(range(len(b.image_index)), 5).tolist() for b in batches)
         first = TRAIN if split == "val" else TRAIN + VAL
         assert [number_of(x) for b in batches for x in b.images] == list(range(first, first + count))
-
-
-@given(st.integers(1, 200), st.integers(1, 40), st.integers(1, 9))
-@settings(max_examples=200, deadline=None)
-def test_shares_are_even_whole_and_never_empty(items, size, world):
-    if items < world:
-        with pytest.raises(UserError, match=f"{items} images to evaluate on {world} devices"):
-            EvalSampler(items, size, 0, world)
-        return
-    parts = [list(EvalSampler(items, size, rank, world)) for rank in range(world)]
-    batches = [batch for part in parts for batch in part]
-    assert [i for batch in batches for i in batch] == list(range(items)) and min(map(len, batches)) >= 1
-    assert len({len(part) for part in parts}) == 1 and max(map(len, batches)) - min(map(len, batches)) <= 1
-    assert max(map(len, batches)) <= size or max(map(len, batches)) == -(-items // len(batches))
-    if world == 1:
-        assert max(map(len, batches)) <= size
 
 
 class Recorder(pl.LightningModule):

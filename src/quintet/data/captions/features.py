@@ -36,8 +36,8 @@ def cached_features(config: EncoderConfig, table: CaptionTable, views: Views, ca
                     num_workers: int = 0) -> ArrayInputs:  # fmt: skip
     """(I, F) float32 of a split, computed at the first use; other processes wait meanwhile.
 
-    Keyed by the encoder's weights, the view and the content of every image file: neither where the files lie nor how
-    the captions are split off into words matters.
+    Keyed by the encoder's weights, the view and the content of every image file: neither where the files lie nor what
+    their captions say matters.
     """
     key = digest(FORMAT, config.cache_key(), views.key(), table.hashes())
     target = cache_dir / "features" / f"{config.name}-{key}"
