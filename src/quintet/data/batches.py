@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -76,7 +77,8 @@ class CaptionBatch(NamedTuple):
     """Images with captions (Vinyals et al. 2015); I images, B captions of them, T the longest, F encoder features.
 
     The decoder reads the image, then `words[:, :-1]`, and predicts `words[:, 1:]`: nothing is predicted at the image.
-    Ids 0..3 are padding, bos, eos and unknown. An image with several captions in the batch is there once.
+    Ids 0..3 are padding, bos, eos and unknown. An image with several captions in the batch is there once. Images stand
+    in the order of their first captions: where there are as many as captions, image b is that of caption b.
     """
 
     images: Tensor | None  # (I, 3, H, W) float32 RGB in [0, 1]; None where `features` stand for them
@@ -86,3 +88,11 @@ class CaptionBatch(NamedTuple):
     image_row: Tensor  # (B,) int64 which of the I images each caption is of
     image_index: Tensor  # (I,) int64 row of each image in its split
     index: Tensor  # (B,) int64 row of the caption in its split
+
+    def apart(self) -> "CaptionBatch":
+        """The same captions, each with an image of its own: any rows of all parts are a batch again."""
+        images, features = (None if part is None else part[self.image_row] for part in (self.images, self.features))
+        rows = torch.arange(len(self.words), device=self.words.device)
+        return self._replace(
+            images=images, features=features, image_row=rows, image_index=self.image_index[self.image_row]
+        )

@@ -11,6 +11,9 @@ from quintet.callbacks.checkpoint import AtomicCheckpointIO, LastCheckpoint
 from quintet.callbacks.random_state import RandomState
 from quintet.callbacks.two_stage import TwoStage
 from quintet.errors import UserError
+from quintet.models.influence.examples import Examples
+from quintet.models.influence.influence import influence
+from quintet.models.influence.solvers.direct import Direct
 from quintet.models.show_and_tell.ensemble import CaptionEnsemble
 from quintet.models.show_and_tell.module import ShowAndTellModule
 
@@ -249,6 +252,33 @@ def test_with_the_rare_events_memory(data, tmp_path):
         more = torch.stack([(nats + extra)[row == b].sum() for b in range(2)]) / module.mean_length
         torch.testing.assert_close(module.example_losses(batch), more)
     assert len(module.generate(batch)) == 1
+
+
+@pytest.mark.parametrize("form", ["paper", "standard"])
+def test_influence_of_captions_is_what_the_formula_says(data, form):
+    """Equation 2 of Koh and Liang by autograd's own Hessian; two captions of an image share it in a batch."""
+    module, train, queries = module_of(data, {"lstm": form}).eval(), Examples(data, "train"), Examples(data, "val", [3])
+    found = influence(module, train, queries, params="network.output.bias", solver=Direct(damping=0.1))
+    bias = module.network.output.bias
+
+    def losses(value):
+        return torch.func.functional_call(Losses(module), {"module.network.output.bias": value}, (whole,))
+
+    whole = data.example_batch("train", range(len(CAPTIONS)))
+    gradients = torch.autograd.functional.jacobian(losses, bias.detach())
+    hessian = torch.autograd.functional.hessian(lambda value: losses(value).mean(), bias.detach())
+    solved = torch.linalg.solve(hessian + 0.1 * torch.eye(len(bias)), gradients[3])
+    expected = gradients @ solved / len(CAPTIONS)
+    torch.testing.assert_close(found.delta_test_loss_if_removed[0].float(), expected, rtol=1e-3, atol=1e-7)
+
+
+class Losses(torch.nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, batch):
+        return self.module.example_losses(batch)
 
 
 def test_pictures_with_captions(data, tmp_path):

@@ -69,7 +69,7 @@ class Decoder(nn.Module):
 
     def forward(self, features_if: Tensor, words_bt: Tensor, image_row_b: Tensor) -> Tensor:
         """LSTM outputs (B, T, H) after each of `words_bt`, which begin with bos; dropout is on them."""
-        image_b1d = self.image(features_if)[image_row_b][:, None]
+        image_b1d = of_captions(self.image(features_if), image_row_b)[:, None]
         x_btd = torch.cat([image_b1d, self.words(words_bt).to(image_b1d.dtype)], 1)
         return self.dropout(self.lstm(self.dropout(x_btd))[:, 1:])
 
@@ -101,3 +101,11 @@ class Decoder(nn.Module):
             worth = lookups > len(self.words.weight)
             self._table = (key, self.lstm.project(self.words.weight)) if worth else None
         return None if self._table is None else self._table[1]
+
+
+def of_captions(images_i: Tensor, image_row_b: Tensor) -> Tensor:
+    """Each caption's row (B, ...) of what is known of the images (I, ...); as many of both are in the same order.
+
+    That spares a product in every gradient, and lets one caption be cut out of a batch, as influence functions do.
+    """
+    return images_i if len(images_i) == len(image_row_b) else images_i[image_row_b]

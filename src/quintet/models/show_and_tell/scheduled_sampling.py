@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from quintet.errors import UserError
-from quintet.models.show_and_tell.network import Decoder
+from quintet.models.show_and_tell.network import Decoder, of_captions
 
 SCHEDULES = ("none", "linear", "exponential", "inverse_sigmoid")
 
@@ -54,7 +54,7 @@ def sampled_outputs(decoder: Decoder, features_if: Tensor, words_bt: Tensor, ima
     """As the decoder's forward pass, (B, T, H), but each word read after bos is with probability 1 - truth one that
     the decoder itself has drawn at the step before. No gradient goes through what was drawn.
     """
-    state, drawn_b, outputs = decoder.start(features_if[image_row_b]), words_bt[:, 0], []
+    state, drawn_b, outputs = decoder.start(of_captions(features_if, image_row_b)), words_bt[:, 0], []
     for word_b in words_bt.unbind(1):
         if outputs:
             true_b = torch.rand(word_b.shape, device=word_b.device) < truth
