@@ -39,32 +39,25 @@ class Case:
 
 SERIES = ("scale=25", "depth=5000", "batch_size=10")
 BLOCK = "solve_simultaneously=true"
-OURS = (
-    Candidate("quintet", "cg", "float32", ("tolerance=1e-4",)),
-    Candidate("quintet", "cg", "float64", ("tolerance=1e-4",)),
-    Candidate("quintet", "cg", "float64"),
-    Candidate("quintet", "direct", "float32"),
-    Candidate("quintet", "direct", "float64"),
-    Candidate("quintet", "arnoldi", "float32"),
-    Candidate("quintet", "lissa", "float32", SERIES),
-)
+CG = (Candidate("quintet", "cg", "float32", ("tolerance=1e-4",)), Candidate("quintet", "cg", "float64"))
+DIRECT = Candidate("quintet", "direct", "float64")
+APPROXIMATE = (Candidate("quintet", "arnoldi"), Candidate("quintet", "lissa", "float32", SERIES))
 PEERS = (
     Candidate("pydvl", "cg", "float32", (BLOCK,)),
-    Candidate("pydvl", "cg", "float64", (BLOCK,)),
-    Candidate("pydvl", "direct", "float32"),
-    Candidate("pydvl", "lissa", "float32", ("scale=25", "maxiter=5000", "batch=10")),
-    Candidate("captum", "arnoldi", "float32"),
     Candidate("dattri", "cg", "float32", ("max_iter=100", "tol=1e-4", 'mode="rev-fwd"')),
+    Candidate("captum", "arnoldi"),
+    Candidate("pydvl", "lissa", "float32", ("scale=25", "maxiter=5000", "batch=10")),
     Candidate("dattri", "lissa", "float32", ("scaling=25", "recursion_depth=5000", "batch_size=10")),
 )
+SLOW = (Candidate("pydvl", "cg", "float64", (BLOCK,)), Candidate("pydvl", "direct"))  # on one query only
 CNN = (
     Candidate("quintet", "ekfac", "float32", ("residual=false",)),
     Candidate("quintet", "ekfac", "float32"),
     Candidate("kronfluence", "ekfac", "float32"),
 )
 CASES = {
-    "linear_1": Case("linear", 1, OURS + PEERS),
-    "linear_100": Case("linear", 100, OURS + PEERS),
+    "linear_1": Case("linear", 1, (*CG, *APPROXIMATE, *PEERS, *SLOW)),
+    "linear_100": Case("linear", 100, (*CG, DIRECT, *APPROXIMATE, *PEERS)),
     "cnn_1": Case("cnn", 1, CNN),
     "cnn_100": Case("cnn", 100, CNN),
 }

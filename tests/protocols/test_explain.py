@@ -18,6 +18,7 @@ from quintet.errors import UserError
 from quintet.models.influence.solvers.cg import ConjugateGradient
 from quintet.protocols import explain, panel
 from quintet.protocols.explain import Explain
+from quintet.protocols.label_plot import draw_labels
 
 TRAIN, TEST, FEATURES, CLASSES, L2, DAMPING = 24, 6, 4, 3, 0.02, 0.05
 
@@ -317,3 +318,15 @@ def test_mistakes_are_one_line(monkeypatch, run, capsys, argument, message):
         evaluated(monkeypatch, run, "protocol.params=network.bias", "solver.damping=1.0", argument)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and message in lines[0]
+
+
+def test_the_plot_marks_the_querys_own_label(tmp_path, no_pictures, monkeypatch):
+    data, drawn = PointData(), []
+    monkeypatch.setattr(explain, "draw_labels", lambda path, *rest: drawn.append(rest) or draw_labels(path, *rest))
+    protocol = Explain(ConjugateGradient(damping=DAMPING), queries=[4, 1], top=3)
+    assert protocol.picture is None
+    protocol(Softmax(data), data, tmp_path)
+    assert (tmp_path / protocol.picture).stat().st_size > 5000
+    [(shown, scores_qu, labels_u, *_)] = drawn
+    assert [one.title for one in shown] == ["test/4", "test/1"] and scores_qu.shape == (2, TRAIN)
+    assert labels_u == [f"class {label}" for label in data.splits["train"].labels]

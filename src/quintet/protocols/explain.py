@@ -13,11 +13,13 @@ from quintet.models.influence.examples import Examples
 from quintet.models.influence.influence import InfluenceResult, influence
 from quintet.models.influence.risk import ranks
 from quintet.models.influence.solvers.interface import Solver
+from quintet.protocols.label_plot import draw_labels
 from quintet.protocols.panel import Card, draw_panel
 from quintet.protocols.ranking import KINDS, Ranked, Units
 from quintet.protocols.tables import write_csv
 
 log = logging.getLogger(__name__)
+PLOT, MARKS = "by_label.png", 2000  # of so many units each has a mark in the plot
 TABLE_ROWS = 100  # of influence.csv for each query and kind; scores.npz has all
 HEADER = ("query", "query_title", "kind", "rank", "train_index", "title", "group", "label",
           "delta_test_loss_if_removed", "train_loss")  # fmt: skip
@@ -29,9 +31,11 @@ class Explain:
     queries: how many, drawn by `seed`, or their indices in `split`. params: names or patterns of the parameters that
     removing an example would move; the others count as fixed. max_train: only so many training examples, drawn by
     `seed`, stand for all. aggregate=group adds up what belongs together: the windows of an utterance.
-    Writes under <run_dir>/explain: influence.csv, scores.npz (all of them), query_<index>.png and, for audio, .wav.
+    Writes under <run_dir>/explain: influence.csv, scores.npz (all of them), query_<index>.png and, for audio, .wav;
+    by_label.png where examples have labels and there are not too many of them.
     """
 
+    picture: str | None = None  # a plot: the panels show the data themselves
     parallel = True  # torchrun's processes share the sweeps over the training examples
 
     def __init__(
@@ -72,11 +76,14 @@ class Explain:
         units = Units(datamodule, train.indices, scores_qn, losses_n, grouped=self.aggregate == "group")
         shown = [datamodule.exhibit(self.split, int(index)) for index in queries.indices]
         self._write(out_dir, queries.indices, shown, units, scores_qn)
+        notes = f"{train_text(len(train), total)}; {solver_text(self.solver, result)}"
+        if all(one.label is not None for one in shown) and len(units.members) <= MARKS:
+            draw_labels(out_dir / PLOT, shown, units.scores_qu, units.labels(), units.what, notes)
+            self.picture = f"explain/{PLOT}"
         for q, (index, exhibit) in enumerate(zip(queries.indices.tolist(), shown, strict=True)):
             card = Card(exhibit, f"loss {float(result.query_losses[q]):.4g}")
             found = {kind: units.ranked(q, kind, self.top) for kind in KINDS}
             cards = {kind: [units.card(q, one) for one in found[kind]] for kind in KINDS}
-            notes = f"{train_text(len(train), total)}; {solver_text(self.solver, result)}"
             draw_panel(out_dir / f"query_{index}.png", card, cards, units.scores_qu[q], units.what, notes)
             write_sound(out_dir / f"query_{index}", exhibit, cards)
         return solver_numbers(result, len(queries), len(train)) | self._agreement(units, shown)

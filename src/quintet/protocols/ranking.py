@@ -78,6 +78,10 @@ class Units:
                         audio=np.concatenate([exhibit.audio for exhibit in shown]))  # fmt: skip
         return Card(whole, heading, list(zip(lengths, self.scores_qn[q, rows].tolist(), strict=True)))
 
+    def labels(self) -> list[str | None]:
+        """Of all units, a group's that of its first member."""
+        return [self._exhibit(int(rows[0])).label for rows in self.members]
+
     def share_of(self, label: str, seed: int) -> float:
         """Share of the units that have a label; of many units, among some drawn by `seed`."""
         known = self._labels(seed)

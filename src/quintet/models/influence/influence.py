@@ -20,6 +20,7 @@ from quintet.models.influence.risk import EmpiricalRisk, ranks, sum_of_ranks
 from quintet.models.influence.solvers.cg import ConjugateGradient
 from quintet.models.influence.solvers.interface import InverseHessian, Solution, Solver
 from quintet.models.influence.store import ScoreStore
+from quintet.models.influence.top import at_the_top
 
 log = logging.getLogger(__name__)
 QUERY_BLOCK = 128  # queries solved together
@@ -70,6 +71,7 @@ def influence(
     diverging series, a module without example_losses, params that match nothing.
     """
     solver = solver or ConjugateGradient()
+    module, train, queries = at_the_top(module, params, train, queries)
     risk = make_risk(module, train, params, batch_size)
     store = ScoreStore(cache_dir, risk, queries, solver)
     norm = store.number("gradient_norm", lambda: float(risk.gradient().norm()))

@@ -16,8 +16,10 @@ from torch.func import grad, vjp
 
 from quintet.models.influence.examples import Examples
 from quintet.models.influence.kronecker import KroneckerFactor
+from quintet.models.influence.one_layer import OneLayer
 from quintet.models.influence.risk import EmpiricalRisk, ranks
 from quintet.models.influence.sampled import Sample, draw
+from quintet.models.influence.softmax_risk import SoftmaxRisk
 
 PRODUCT = 16 << 20  # numbers of an intermediate (B, K * C)
 
@@ -40,24 +42,12 @@ class LinearBatch(NamedTuple):
     curvature: Tensor  # (B, C, C) D: second derivative
 
 
-class LinearRisk(EmpiricalRisk):
+class LinearRisk(OneLayer):
     """`EmpiricalRisk` for a module with `linear_parts`, all of whose parameters are chosen."""
 
     def __init__(self, module: Any, train: Examples, params: Any = "*", batch_size: int = 4096) -> None:
         super().__init__(module, train, params, batch_size)
-        self.weight, self.bias = (getattr(module.linear_parts(self.read(train, slice(0, 1))), n)
-                                  for n in ("weight", "bias"))  # fmt: skip
-        self.num_outputs = self.selection.shapes[self.selection.names.index(self.weight)][0]
         self._parts: list[tuple[slice, LinearBatch]] = []
-
-    @staticmethod
-    def applies(module: Any, train: Examples, params: Any) -> bool:
-        """Whether the module is linear and its weight and bias are just what was chosen."""
-        if not callable(getattr(module, "linear_parts", None)):
-            return False
-        probe = EmpiricalRisk(module, train, params)
-        parts = module.linear_parts(probe.read(train, slice(0, 1)))
-        return parts is not None and set(probe.selection.names) == {parts.weight, parts.bias} - {None}
 
     def prepared(self, batch: Any) -> LinearBatch:
         """Features, and the loss's derivatives in the outputs, of a raw batch."""
@@ -65,9 +55,7 @@ class LinearRisk(EmpiricalRisk):
             return batch
         with torch.no_grad():
             parts = self.module.linear_parts(batch)
-            design_bf = parts.design
-            if self.bias:
-                design_bf = torch.cat([design_bf, torch.ones_like(design_bf[:, :1])], 1)
+            design_bf = self.with_ones(parts.design)
             z_bc = design_bf @ self.matrix(self.theta[None])[0].T
             slope_bc, pull = vjp(grad(lambda z: parts.losses(z).sum()), z_bc)
             rows = [pull(axis.expand_as(z_bc))[0] for axis in torch.eye(z_bc.shape[1]).to(z_bc)]
@@ -84,29 +72,9 @@ class LinearRisk(EmpiricalRisk):
             self._parts = [(place, self.prepared(batch)) for place, batch in raw]
         yield from self._parts
 
-    def matrix(self, vectors_kp: Tensor) -> Tensor:
-        """Vectors as matrices (K, C, F), the bias as the last column."""
-        weights_kcf = vectors_kp[:, self.selection.place(self.weight)].unflatten(1, (self.num_outputs, -1))
-        if not self.bias:
-            return weights_kcf
-        return torch.cat([weights_kcf, vectors_kp[:, self.selection.place(self.bias)].unsqueeze(2)], 2)
-
-    def vector(self, matrices_kcf: Tensor) -> Tensor:
-        """The inverse of `matrix`."""
-        found = matrices_kcf.new_empty(len(matrices_kcf), self.num_params)
-        if self.bias:
-            found[:, self.selection.place(self.bias)] = matrices_kcf[:, :, -1]
-            matrices_kcf = matrices_kcf[:, :, :-1]
-        found[:, self.selection.place(self.weight)] = matrices_kcf.flatten(1)
-        return found
-
     def gradient(self) -> Tensor:
         total = sum((batch.slope.T @ batch.design for _, batch in self.batches()), self._zeros())
         return self.mean(self.vector(total[None])[0]) + self.penalty_gradient()
-
-    def _zeros(self) -> Tensor:
-        """A matrix (C, F) to add to: a rank may have no batch."""
-        return torch.zeros_like(self.matrix(self.theta[None])[0])
 
     def _outputs(self, batch: LinearBatch, vectors_kp: Tensor) -> Tensor:
         """How the outputs change along each vector, (B, C, K): K last, for quick products with D."""
@@ -177,5 +145,5 @@ class LinearRisk(EmpiricalRisk):
 
 def make_risk(module: Any, train: Examples, params: Any = "*", batch_size: int | None = None) -> EmpiricalRisk:
     """The risk by the quickest route: matrix products for a linear model, derivatives of the model otherwise."""
-    cls = LinearRisk if LinearRisk.applies(module, train, params) else EmpiricalRisk
+    cls = next((cls for cls in (LinearRisk, SoftmaxRisk) if cls.applies(module, train, params)), EmpiricalRisk)
     return cls(module, train, params) if batch_size is None else cls(module, train, params, batch_size)

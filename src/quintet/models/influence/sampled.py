@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+POSITIONS = 16384  # drawn for a softmax layer's Hessian, which is taken whole
+DENSE = 12_000  # parameters above which it is not
 EXAMPLES = 8192  # m; all of them where there are no more
 COARSE = 2560  # at most C * r
 LEADING = 0.1  # features whose mean curvature is above that part of the ridge lead
@@ -95,6 +97,37 @@ class SampledCurvature:
         lead_kd = turned_kcf[:, :, : self.lead].flatten(1) @ leading
         rest_kct = turned_kcf[:, :, self.lead :] * self.rest
         return torch.cat([lead_kd.unflatten(1, (-1, self.lead)), rest_kct], 2)
+
+
+class SampledHessian:
+    """M, near the Hessian + damping I of a risk with `sampled_hessian`, whole; M^-1 = R R^T by its Cholesky factor."""
+
+    def __init__(self, risk: Any, damping: float, seed: int) -> None:
+        self.risk = risk
+        hessian = risk.sampled_hessian(POSITIONS, seed)
+        ridge_p = risk.penalty_hvp(torch.ones_like(risk.theta)[None])[0] + damping
+        ridge_p = risk.matrix(ridge_p[None]).flatten()
+        hessian.diagonal().add_(ridge_p)
+        floor, failed = FLOOR * float(hessian.diagonal().max()), True
+        while failed:  # of a singular one, by rounding: any positive root will do
+            hessian.diagonal().add_(floor)
+            self.factor, failed = torch.linalg.cholesky_ex(hessian)
+            floor *= 10
+
+    @staticmethod
+    def applies(risk: Any) -> bool:
+        """Whether the risk can draw a Hessian, and has few parameters."""
+        return hasattr(risk, "sampled_hessian") and risk.num_params <= DENSE
+
+    def root(self, vectors_kp: Tensor) -> Tensor:
+        """R times each vector, (K, p)."""
+        solved_pk = torch.linalg.solve_triangular(self.factor.T, vectors_kp.T, upper=True)
+        return self.risk.vector(solved_pk.T.unflatten(1, (self.risk.num_outputs, -1)))
+
+    def root_transposed(self, vectors_kp: Tensor) -> Tensor:
+        """R^T times each vector, (K, p)."""
+        flat_pk = self.risk.matrix(vectors_kp).flatten(1).T
+        return torch.linalg.solve_triangular(self.factor, flat_pk, upper=False).T
 
 
 def _eigenbasis(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 Legend: B batch, L window = context + C, C predicted samples, Q mu-law classes, P phones, F frames of 160 samples.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lightning import LightningModule
@@ -19,6 +19,7 @@ from quintet.models.optimizer import OptimizerConfig, build_optimizer, from_mapp
 from quintet.models.plain import check_facts, plain, refuse_other_weights
 from quintet.models.wavenet.metrics import NATS_PER_BIT, SampleNats
 from quintet.models.wavenet.network import WaveNet, WaveNetConfig, describe_receptive_field
+from quintet.models.wavenet.top import LAST, TopBatch, WaveNetTop, top_of
 
 CONDITIONS = ("speaker", "tags", "local")
 
@@ -103,6 +104,12 @@ class WaveNetModule(LightningModule):
     def example_losses(self, batch: AudioBatch) -> Tensor:
         """Nats per real target of every example (B,); with recognition plus the weighted frame loss (section 3.4)."""
         return self._losses(batch)[0]
+
+    def top(self, names: Sequence[str]) -> tuple[WaveNetTop, Callable[[AudioBatch], TopBatch]] | None:
+        """The last layer by itself and what it sees of a batch, if `names` are all of that layer."""
+        if self.recognises or not all(name.startswith(f"network.head.{LAST}.") for name in names):
+            return None
+        return WaveNetTop(self), lambda batch: top_of(self, batch)
 
     def training_step(self, batch: AudioBatch, batch_idx: int) -> Tensor:
         loss = self.example_losses(batch).mean()

@@ -12,7 +12,7 @@ from torch import Tensor
 from quintet.errors import UserError
 from quintet.models.influence.gauss_newton import GaussNewton
 from quintet.models.influence.risk import EmpiricalRisk
-from quintet.models.influence.sampled import SampledCurvature
+from quintet.models.influence.sampled import SampledCurvature, SampledHessian
 from quintet.models.influence.solvers.ekfac import curvature_of
 from quintet.models.influence.solvers.interface import InverseHessian, Root, Solver, indefinite
 
@@ -23,8 +23,9 @@ PRECONDITIONERS = ("sampled", "ekfac", "gauss_newton", "none", "auto")
 class ConjugateGradient(Solver):
     """tolerance: of the residual relative to the right-hand side, ten times the precision's rounding at least.
 
-    preconditioner: sampled (linear models with few outputs), ekfac, gauss_newton (dense: classifiers of some thousands
-    of parameters), none, or auto: sampled, else ekfac, else none, as the model and the chosen parameters allow.
+    preconditioner: sampled (linear models with few outputs, a last softmax layer), ekfac, gauss_newton (dense:
+    classifiers of some thousands of parameters), none, or auto: sampled, else ekfac, else none, as the model and the
+    chosen parameters allow.
 
     Errors: UserError with advice when a direction of negative curvature shows that the Hessian is indefinite.
     """
@@ -48,10 +49,14 @@ class ConjugateGradient(Solver):
 
     def _root(self, risk: EmpiricalRisk) -> Root | None:
         """The preconditioner's; None for none."""
-        if self.preconditioner in ("sampled", "auto") and SampledCurvature.applies(risk):
-            return SampledCurvature(risk, self.damping, self.seed)
+        for sampled in (SampledCurvature, SampledHessian):
+            if self.preconditioner in ("sampled", "auto") and sampled.applies(risk):
+                return sampled(risk, self.damping, self.seed)
         if self.preconditioner == "sampled":
-            raise UserError("solver.preconditioner=sampled is for linear models with few outputs: use auto")
+            raise UserError(
+                "solver.preconditioner=sampled is for linear models with few outputs, and for the last layer of a"
+                " network that gives softmax_parts: use auto"
+            )
         if self.preconditioner == "none":
             return None
         if self.preconditioner == "gauss_newton":
