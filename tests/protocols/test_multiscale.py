@@ -11,6 +11,7 @@ from sklearn.metrics import accuracy_score, jaccard_score
 from quintet.errors import UserError
 from quintet.models.deeplab.crf import CrfConfig, infer
 from quintet.protocols.multiscale import Multiscale
+from quintet.protocols.segmentation import Mapped
 
 NAMES = ["background", "circle", "square", "triangle"]
 
@@ -62,6 +63,18 @@ def test_the_network_runs_in_the_precision_that_is_asked_for(monkeypatch, shapes
     found = evaluated(monkeypatch, shapes_run, "multiscale", "protocol.crf=null")
     half = evaluated(monkeypatch, shapes_run, "multiscale", "protocol.crf=null", "trainer.precision=bf16-mixed")
     assert half["accuracy"] != found["accuracy"] and half["accuracy"] == pytest.approx(found["accuracy"], abs=0.01)
+
+
+def test_a_crf_that_reads_ahead_keeps_images_and_marginals_together():
+    class Ahead:
+        def refine_many(self, pairs):
+            yield from [2 * probabilities for probabilities, _ in list(pairs)]
+
+    protocol = Multiscale()
+    protocol.crf = Ahead()
+    maps = [Mapped(str(n), np.zeros((1, 1, 3), np.uint8), None, torch.tensor(float(n))) for n in range(5)]
+    found = list(protocol.refined(iter(maps)))
+    assert [(one.name, float(marginal)) for one, marginal in found] == [(str(n), 2.0 * n) for n in range(5)]
 
 
 def test_some_of_the_images(monkeypatch, shapes_run, tmp_path):
