@@ -22,6 +22,14 @@ def official(name: str, weights: str | None) -> Any:
     return models.get_model_weights(name).__members__.get(str(weights))
 
 
+def no_such_network(name: str, key: str) -> UserError:
+    """What to say about a network that torchvision does not have: names that begin alike."""
+    from torchvision import models
+
+    near = [known for known in models.list_models(module=models) if known.startswith(name[:4])]
+    return UserError(f"{key}.name={name}: torchvision has {', '.join(near) or 'none like it'}")
+
+
 def weights_file(name: str, weights: str, key: str) -> Path:
     """The local file; UserError that lists torchvision's names when there is no such file. key: what a user set."""
     path = Path(weights).expanduser()

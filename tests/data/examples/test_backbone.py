@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from idx_files import write_idx
+from random_networks import random_network, saved
 from torchvision import models
 from torchvision.transforms.functional import normalize
 
@@ -21,22 +22,6 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("backbone")
-
-
-def random_network(name, seed=0, **options):
-    """With batch norm statistics that differ from those of a new network."""
-    torch.manual_seed(seed)
-    network = models.get_model(name, weights=None, **options)
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
-    return network.eval()
-
-
-def saved(network, path):
-    torch.save(network.state_dict(), path)
-    return str(path)
 
 
 @pytest.fixture(scope="module")

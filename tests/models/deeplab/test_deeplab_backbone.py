@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from random_networks import random_network, saved
 from torch import nn
 from torchvision import models
 from torchvision.transforms.functional import normalize
@@ -16,27 +17,10 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 WEIGHTS = Path(__file__).parents[3].parent / "shared" / "data" / "weights" / "mobilenet_v2.pth"
 
 
-def network(name, seed=0, **options):
-    """With batch norm statistics that differ from those of a new network."""
-    torch.manual_seed(seed)
-    made = models.get_model(name, weights=None, **options)
-    for module in made.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-    return made.eval()
-
-
-def saved(made, path):
-    torch.save(made.state_dict(), path)
-    return str(path)
-
-
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
 @torch.no_grad()
 def test_torchvisions_features_at_its_own_stride_and_at_shared_positions(tmp_path, name):
-    theirs = network(name)
+    theirs = random_network(name)
     path = saved(theirs, tmp_path / "weights.pth")
     images = torch.rand(2, 3, 65, 65)
     kept = nn.Sequential(*list(theirs.children())[: -2 if name == "resnet18" else -1])
@@ -85,7 +69,7 @@ def test_batch_norm_may_be_trained():
 
 @torch.no_grad()
 def test_frozen_norm_is_torchs_in_evaluation():
-    norm = network("resnet18").bn1
+    norm = random_network("resnet18").bn1
     x = torch.randn(2, 64, 5, 5)
     assert torch.equal(FrozenBatchNorm(norm).train()(x), norm(x))
 
@@ -117,7 +101,7 @@ def test_normalisation_is_that_of_the_weights(monkeypatch):
 
 
 def test_any_classifier_will_do_for_its_body(tmp_path):
-    ten = network("resnet18", num_classes=10)
+    ten = random_network("resnet18", num_classes=10)
     backbone = Backbone(BackboneConfig("resnet18", saved(ten, tmp_path / "ten.pth")))
     assert torch.equal(backbone.body.layer4[1].conv2.weight, ten.layer4[1].conv2.weight)
 
@@ -137,7 +121,7 @@ def test_any_classifier_will_do_for_its_body(tmp_path):
 def test_weights_of_another_network(tmp_path, content, message):
     path = tmp_path / "weights.pth"
     if content is not None:
-        saved(network(content), path)
+        saved(random_network(content), path)
     with pytest.raises(UserError, match=message) as error:
         Backbone(BackboneConfig("resnet18", str(path)))
     assert "\n" not in str(error.value)

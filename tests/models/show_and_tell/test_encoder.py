@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from random_networks import random_network, saved
 from torch import nn
-from torchvision import models
 from torchvision.transforms.functional import normalize
 
 from quintet.errors import UserError
@@ -13,22 +13,6 @@ from quintet.models.show_and_tell.encoder import Encoder, EncoderConfig
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 WEIGHTS = Path(__file__).parents[3].parent / "shared" / "data" / "weights" / "mobilenet_v2.pth"
-
-
-def network(name, seed=0, **options):
-    """With batch norm statistics that differ from those of a new network."""
-    torch.manual_seed(seed)
-    made = models.get_model(name, weights=None, **options)
-    for module in made.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
-    return made.eval()
-
-
-def saved(made, path):
-    torch.save(made.state_dict(), path)
-    return str(path)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +23,7 @@ def test_features_are_what_the_last_layer_of_torchvision_reads(tmp_path, name, s
     """With the classifiers on the way in the file, and torchvision's own normalisation."""
     ported = name in ("googlenet", "inception_v3")
     options = {"init_weights": False, "transform_input": True} if ported else {}
-    theirs = network(name, **options)
+    theirs = random_network(name, **options)
     last = theirs.classifier[1] if name == "mobilenet_v2" else theirs.fc
     seen = []
     last.register_forward_hook(lambda layer, inputs, output: seen.append(inputs[0]))
@@ -87,18 +71,18 @@ def test_other_sizes_are_resized_and_random_weights_are_always_the_same():
 
 
 def test_what_cached_features_depend_on(tmp_path):
-    path = saved(network("resnet18"), tmp_path / "a.pth")
+    path = saved(random_network("resnet18"), tmp_path / "a.pth")
     copy = tmp_path / "b.pth"
     copy.write_bytes(Path(path).read_bytes())
     key = EncoderConfig("resnet18", path).cache_key()
     assert key == EncoderConfig("resnet18", str(copy), 224, frozen_bn=False).cache_key()
-    saved(network("resnet18", seed=1), copy)
+    saved(random_network("resnet18", seed=1), copy)
     others = [EncoderConfig("resnet18", str(copy)), EncoderConfig("resnet18"), EncoderConfig("resnet18", path, 64)]
     assert all(other.cache_key() != key for other in others)
 
 
 def test_any_classifier_will_do_for_its_body(tmp_path):
-    ten = network("resnet18", num_classes=10)
+    ten = random_network("resnet18", num_classes=10)
     encoder = Encoder(EncoderConfig("resnet18", saved(ten, tmp_path / "ten.pth")))
     assert torch.equal(encoder.body.layer4[1].conv2.weight, ten.layer4[1].conv2.weight)
 
@@ -121,7 +105,7 @@ def test_impossible_settings(options, message):
 
 
 def test_weights_of_another_network(tmp_path):
-    path = saved(network("mobilenet_v2"), tmp_path / "weights.pth")
+    path = saved(random_network("mobilenet_v2"), tmp_path / "weights.pth")
     with pytest.raises(UserError, match=r"is no resnet18 of torchvision: missing: conv1\.weight"):
         Encoder(EncoderConfig("resnet18", path))
 

@@ -12,7 +12,7 @@ from quintet.models.deeplab import caffe
 from quintet.models.deeplab.atrous import out_channels, to_output_stride
 from quintet.models.frozen_norm import freeze_batch_norm
 from quintet.models.pooled import normalisation
-from quintet.models.pretrained import load_weights, read_weights
+from quintet.models.pretrained import load_weights, no_such_network, read_weights
 
 KEY = "model.backbone"
 LAYOUTS = ("torchvision", "caffe")
@@ -103,8 +103,7 @@ def _torchvision(name: str) -> nn.Module:
     try:
         return models.get_model(name, weights=None)
     except ValueError as error:
-        near = [known for known in models.list_models(module=models) if known.startswith(name[:4])]
-        raise UserError(f"{KEY}.name={name}: torchvision has {', '.join(near) or 'none like it'}") from error
+        raise no_such_network(name, KEY) from error
 
 
 def _read(config: BackboneConfig) -> Mapping[str, Tensor] | None:

@@ -20,7 +20,7 @@ from quintet.models.pooled import (
     resized,
     without_auxiliary,
 )
-from quintet.models.pretrained import load_weights, read_weights, weights_key
+from quintet.models.pretrained import load_weights, no_such_network, read_weights, weights_key
 
 KEY = "model.encoder"
 
@@ -106,10 +106,7 @@ def _body(config: EncoderConfig) -> tuple[nn.Module, int]:
     try:
         network = random_network(config.name)
     except ValueError as error:
-        from torchvision import models
-
-        near = [known for known in models.list_models(module=models) if known.startswith(config.name[:4])]
-        raise UserError(f"{KEY}.name={config.name}: torchvision has {', '.join(near) or 'none like it'}") from error
+        raise no_such_network(config.name, KEY) from error
     head, width = head_of(config.name), feature_width(network, config.name)
     setattr(network, head, nn.Identity())
     state = read_weights(config.name, config.weights, f"{KEY}.weights")
