@@ -1,0 +1,65 @@
+"""A run on a data set that it was not trained on, with its own words (Vinyals et al. 2015, section 4.3.3)."""
+
+from pathlib import Path
+
+from quintet.errors import UserError
+from quintet.metrics.captions.metrics import NAMES, scores
+from quintet.protocols.captioning import best_text, encoded_once, image_batches, need_captioner, words_of
+from quintet.protocols.tables import write_csv
+
+
+class Transfer:
+    """Captions the images of `data` (a choice of conf/data) at `root`, seen and encoded as those of training.
+
+    Nothing of the other data set is learned, the vocabulary least of all: `unknown_words` is the share of its captions'
+    words that the run cannot say. root: where it lies, null = where conf/data has it. For the run on its own data see
+    protocol=caption_metrics. beam_size: null = `model.decoding.beam_size`. count: only so many images.
+    Writes transfer/captions.csv.
+    """
+
+    def __init__(self, data: str | None = None, root: str | None = None, split: str = "test",
+                 beam_size: int | None = None, count: int | None = None, batch_size: int = 64) -> None:  # fmt: skip
+        self.data, self.root, self.split = data, root, split
+        self.beam_size, self.count, self.batch_size = beam_size, count, batch_size
+
+    def __call__(self, module, datamodule, run_dir: Path) -> dict[str, float]:
+        need_captioner(module, "transfer")
+        other = self._other(datamodule)
+        other.use_vocabulary(module.vocabulary)
+        images, texts = [], []
+        for batch in image_batches(other, self.split, module.device, self.batch_size, self.count):
+            images += batch.image_index.tolist()
+            texts += map(best_text, module.generate(encoded_once(module, batch), self.beam_size))
+        references = other.references(self.split, images)
+        names = other.image_ids(self.split)
+        write_csv(Path(run_dir) / "transfer" / "captions.csv", ("image", "caption", "reference"),
+                  [(names[i], text, of[0]) for i, text, of in zip(images, texts, references, strict=True)])  # fmt: skip
+        known = set(module.vocabulary)
+        words = [word for of in references for text in words_of(of) for word in text.split()]
+        values = scores(texts, references)
+        return {f"transfer/{name}": values[name] for name in NAMES} | {
+            "transfer/images": float(len(images)),
+            "transfer/unknown_words": sum(word not in known for word in words) / len(words),
+        }
+
+    def _other(self, datamodule):
+        """The other data set, its images at the size and in the view of this one's."""
+        # the app knows the protocols by their configuration only; no circle
+        from quintet.app.build import build
+        from quintet.app.compose import compose_config
+        from quintet.data.captions.datamodule import CaptionDataModule
+
+        if self.data is None:
+            raise UserError(
+                "protocol.data is null: name the data set to caption, protocol.data=pascal_sentences protocol.root=..."
+            )
+        chosen = ["model=show_and_tell", f"data={self.data}", f"paths.cache_dir={datamodule.cache_dir}"]
+        cfg = compose_config("train", chosen + ([] if self.root is None else [f"data.root={self.root}"]))
+        if cfg.data._target_ != f"{CaptionDataModule.__module__}.{CaptionDataModule.__name__}":
+            raise UserError(f"protocol.data={self.data}: it has no captions")
+        views = datamodule.views
+        return CaptionDataModule(
+            build(cfg.data.source), str(datamodule.cache_dir), root=cfg.data.root, resize_size=views.resize_size,
+            crop_size=views.crop_size, keep_aspect=views.keep_aspect, eval_batch_size=self.batch_size,
+            num_workers=datamodule.num_workers,
+        )  # fmt: skip
