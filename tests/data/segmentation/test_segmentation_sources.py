@@ -42,6 +42,7 @@ def test_voc_as_tar_as_folder_and_as_the_tar_in_a_folder(tmp_path):
         assert [len(splits[split]) for split in ("train", "val", "test")] == [5, 3, 3]
         assert names(splits) == [f"2012_{n:06d}" for n in range(5)] and names(splits, "val") == names(splits, "test")
         assert splits["train"][0]["height"] == 20 and splits["train"][0]["width"] == 30
+        assert splits["train"][0]["classes"] == [0, 1, 2, 3]  # 255 is none
         assert np.array_equal(classes_of(VOC(str(place)), tmp_path / "cache", index=2), labels_of(2))
 
 
@@ -134,6 +135,16 @@ def test_bad_files_are_one_line_that_names_them(tmp_path):
     (images / "2012_000006.jpg").write_bytes(whole)
     (masks / "2012_000004.png").unlink()
     refused(tmp_path, cache, r"train\.txt names 2012_000004, but mask .*2012_000004\.png is missing")
+
+
+def test_levels_that_are_no_colours_are_refused_before_training(tmp_path):
+    deep = {"floating-point levels": np.float32(0.5), "levels from 70000": np.int32(70_000)}
+    for message, level in deep.items():
+        for part in ("train", "test"):
+            write_picture(tmp_path / "images" / part / "x.tif", np.full((9, 9), level))
+            write_picture(tmp_path / "masks" / part / "x.png", np.zeros((9, 9), np.uint8))
+        with pytest.raises(UserError, match=rf"^image .*x\.tif: {message}.*: save it with 8 or 16 bits$"):
+            SegmentationFolder(str(tmp_path), ["a", "b"]).splits(tmp_path / "cache")
 
 
 def test_odd_pictures_are_read(tmp_path):

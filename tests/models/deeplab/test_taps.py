@@ -1,5 +1,7 @@
 """One product for all branches against the convolutions themselves: values, gradients, precision."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -41,12 +43,16 @@ def test_values_and_gradients_are_the_convolutions(height, width, kernels):
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_half_precision_is_no_further_from_the_truth(layout):
+@pytest.mark.parametrize("mixed", [True, False])
+def test_half_precision_is_no_further_from_the_truth(layout, mixed):
     layers = layers_of([(3, rate) for rate in (2, 4, 6, 8)], 64, 21, torch.float32)
     features = torch.randn(2, 64, 17, 19).relu().to(memory_format=layout)
     truth = sum(layer.double()(features.double()) for layer in layers)
     layers.float()
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    if not mixed:
+        layers, features = layers.bfloat16(), features.bfloat16()
+        truth = sum(layer.double()(features.double()) for layer in copy.deepcopy(layers))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=mixed):
         ours, theirs = summed(features, layers), sum(layer(features) for layer in layers)
     assert ours.dtype == theirs.dtype == torch.bfloat16 and ours.shape == theirs.shape
     apart, before = ((scores.double() - truth).square().mean().sqrt() for scores in (ours, theirs))
