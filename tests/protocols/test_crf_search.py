@@ -96,10 +96,14 @@ class Slope:
         return [Measured(one, -float(np.abs(np.subtract(one, self.best)).sum()), None, 0.0) for one in settings]
 
 
-@pytest.mark.parametrize(("best", "most"), [((6, 30, 5), 40), ((3, 100, 3), 45), ((4, 60, 6), 50)])
-def test_coarse_to_fine_finds_a_single_peak_in_part_of_the_grid(tmp_path, best, most):
+@pytest.mark.parametrize(
+    ("peak", "most"), [((6, 30, 5), 40), ((3, 100, 3), 45), ((4, 60, 6), 50), ((4.4, 64, 4.4), 50)]
+)
+def test_coarse_to_fine_finds_a_single_peak_in_part_of_the_grid(tmp_path, peak, most):
+    """The last peak lies below the best of the coarse settings, 5, 70 and 5."""
     search, images = CrfSearch(crf=CrfConfig()), Slope()
-    images.best = Setting(*best)
+    images.best = Setting(*peak)
+    best = tuple(min(values, key=lambda v: abs(v - p)) for values, p in zip(search.grid.values(), peak, strict=True))
     table = Table(tmp_path / "settings.csv", search.grid)
     assert search._search(table, images, None)
     assert table.best().setting == best and len(images.asked) == len(set(images.asked)) <= most
