@@ -65,6 +65,13 @@ class EpochSampler(Sampler[list[int]]):
         return -(-(per_rank + (odd > 0)) // self.batch_size)
 
 
+class ViewSampler(EpochSampler):
+    """Batches of `epoch * num_items + i`, so that the index alone tells the dataset which view is meant."""
+
+    def _items(self) -> list[int]:
+        return [self.epoch * self.num_items + item for item in super()._items()]
+
+
 class ResumableLoader(DataLoader):
     """A DataLoader whose position the DataModule keeps: the two methods tell Lightning that it does resume."""
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from quintet.data.captions.order import CaptionSampler, EvalSampler, ImageSampler
+from quintet.data.captions.order import CaptionSampler, EvalSampler
+from quintet.data.resumable import ViewSampler
 from quintet.errors import UserError
 
 LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=120)
@@ -28,7 +29,7 @@ def test_each_once_an_epoch_and_the_rest_after_a_stop(kind, lengths, size, world
 
     def make(rank, world, position):
         if kind == "images":
-            return ImageSampler(count, size, seed, rank=rank, world_size=world, position=position)
+            return ViewSampler(count, size, seed, rank=rank, world_size=world, position=position)
         return CaptionSampler(lengths, size, seed, window, rank, world, position)
 
     parts = passes(make, world, epoch)

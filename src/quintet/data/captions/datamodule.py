@@ -14,14 +14,14 @@ from torch.utils.data import DataLoader
 from quintet.data.batches import CaptionBatch
 from quintet.data.captions.dataset import SERVED, CaptionDataset, as_is
 from quintet.data.captions.features import cached_features
-from quintet.data.captions.order import CaptionSampler, EvalSampler, ImageSampler
+from quintet.data.captions.order import CaptionSampler, EvalSampler
 from quintet.data.captions.source import SPLITS, CaptionSource
 from quintet.data.captions.table import CaptionTable
 from quintet.data.captions.views import Views
 from quintet.data.captions.vocabulary import Vocabulary
 from quintet.data.examples.store import ArrayInputs
 from quintet.data.exhibit import Exhibit
-from quintet.data.resumable import ResumableDataModule, ResumableLoader
+from quintet.data.resumable import ResumableDataModule, ResumableLoader, ViewSampler
 from quintet.data.special_ids import EOS, UNKNOWN
 from quintet.errors import UserError
 from quintet.models.show_and_tell.encoder import EncoderConfig
@@ -257,7 +257,7 @@ class CaptionDataModule(ResumableDataModule):
         dataset, (rank, world) = self.dataset("train", training=True), self._rank()
         options = {"rank": rank, "world_size": world, "position": self.position}
         if self.group_by_image:
-            sampler = ImageSampler(len(dataset), self.batch_size, self.seed, **options)
+            sampler = ViewSampler(len(dataset), self.batch_size, self.seed, **options)
         else:
             sampler = CaptionSampler(dataset.lengths(), self.batch_size, self.seed, self.length_window, **options)
         return ResumableLoader(dataset, batch_sampler=sampler, **self._loader_args())

@@ -5,22 +5,12 @@ from collections.abc import Iterator
 from torch.utils.data import Sampler
 
 from quintet.data.pairs.order import LengthSampler
-from quintet.data.resumable import EpochSampler
+from quintet.data.resumable import ViewSampler
 from quintet.errors import UserError
 
 
-class CaptionSampler(LengthSampler):
+class CaptionSampler(ViewSampler, LengthSampler):
     """Batches of captions of like length; the index `epoch * num_items + i` tells the dataset which view is meant."""
-
-    def _items(self) -> list[int]:
-        return [self.epoch * self.num_items + item for item in super()._items()]
-
-
-class ImageSampler(EpochSampler):
-    """Batches of whole images, in the same way."""
-
-    def _items(self) -> list[int]:
-        return [self.epoch * self.num_items + item for item in super()._items()]
 
 
 class EvalSampler(Sampler[list[int]]):

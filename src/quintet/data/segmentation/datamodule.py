@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader
 from quintet.data.batches import SegmentationBatch
 from quintet.data.examples.select import draw
 from quintet.data.exhibit import Exhibit
-from quintet.data.resumable import EpochSampler, ResumableDataModule, ResumableLoader
+from quintet.data.resumable import EpochSampler, ResumableDataModule, ResumableLoader, ViewSampler
 from quintet.data.segmentation.augment import Augmentation
-from quintet.data.segmentation.dataset import SegmentationDataset, ViewSampler, as_is, grid_size
+from quintet.data.segmentation.dataset import SegmentationDataset, as_is, grid_size
 from quintet.data.segmentation.labels import IGNORED, colour_picture
 from quintet.data.segmentation.source import SPLITS, SegmentationSource
 from quintet.errors import UserError

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from quintet.data.batches import SegmentationBatch
-from quintet.data.resumable import EpochSampler
 from quintet.data.segmentation.augment import Augmentation, View, padded, to_view
 from quintet.data.segmentation.labels import IGNORED, LabelMap, read_labels, read_rgb
 
@@ -58,13 +57,6 @@ class SegmentationDataset(Dataset):
         height, width = self.canvas or (grid_size(max(v[1].shape[side] for v in views)) for side in (0, 1))
         index_b = torch.tensor([index % len(self) for index in indices], dtype=torch.int64)
         return SegmentationBatch(*padded(views, height, width, self.pad_colour, IGNORED), index_b)
-
-
-class ViewSampler(EpochSampler):
-    """Batches of `epoch * num_items + i`, so that the index alone tells the dataset which view is meant."""
-
-    def _items(self) -> list[int]:
-        return [self.epoch * self.num_items + item for item in super()._items()]
 
 
 def as_is(batch: SegmentationBatch) -> SegmentationBatch:
