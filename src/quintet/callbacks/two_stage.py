@@ -19,7 +19,8 @@ class TwoStage(Callback):
     Then stage 2 to the run's end: `module.start_joint_training()`, an optimiser of its own from
     `configure_optimizers()`, and images in place of cached features. The change is made when stage 1's last epoch ends,
     before its checkpoint is written: what stands in a checkpoint is one stage or the other, and resumes exactly.
-    epochs=0 trains jointly from the start, null never.
+    epochs=0 trains jointly from the start, null never. A run whose stage 1 has already ended, with epochs=null or more,
+    goes on with stage 2: train.py resume=<run> callbacks.two_stage.epochs=<its epochs> trainer.max_epochs=<more>.
     """
 
     def __init__(self, epochs: int | None = None) -> None:
@@ -33,6 +34,20 @@ class TwoStage(Callback):
             raise UserError(f"callbacks.two_stage is for models with an encoder, not {type(module).__name__}")
         if stage == "fit" and self.epochs == 0:
             module.start_joint_training()
+
+    def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Stage 2 of a run that was not to have one: before its optimiser is built, whose old state is not loaded."""
+        batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
+        an_epoch = checkpoint.get(type(trainer.datamodule).__name__, {}).get("batches_per_epoch", 0)
+        if self.epochs is None or module.joint or not an_epoch or batches // an_epoch < self.epochs:
+            return
+        if batches % an_epoch:
+            raise UserError(
+                f"callbacks.two_stage.epochs={self.epochs}: the run stands in the middle of epoch"
+                f" {batches // an_epoch}; give {batches // an_epoch + 1} or more"
+            )
+        module.start_joint_training()
+        checkpoint["optimizer_states"], checkpoint["lr_schedulers"] = [], []
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Also in a run that is resumed in stage 2: before its first batch is drawn."""

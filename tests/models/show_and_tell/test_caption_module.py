@@ -158,6 +158,18 @@ def test_resuming_is_exact_in_both_stages_and_between_them(tmp_path, uninterrupt
         assert torch.equal(value, other), name
 
 
+def test_a_finished_stage_one_goes_on_with_stage_two(tmp_path, uninterrupted):
+    first, second, third = (module_of(Captions(), **RESUMED) for _ in range(3))
+    fit(first, Captions(), tmp_path, 1, two_stage=None, every=1000)
+    assert not first.encoder.trained
+    fit(second, Captions(), tmp_path / "more", 3, two_stage=1, resume=tmp_path / "last.ckpt", every=1000)
+    for (name, value), other in zip(uninterrupted.items(), second.state_dict().values(), strict=True):
+        assert torch.equal(value, other), name
+    fit(third, Captions(), tmp_path / "half", 2, two_stage=None, steps=6, every=1000)
+    with pytest.raises(UserError, match="stands in the middle of epoch 1; give 2 or more"):
+        fit(third, Captions(), tmp_path, 3, two_stage=1, resume=tmp_path / "half" / "last.ckpt")
+
+
 def test_jointly_from_the_start_and_never(tmp_path):
     for epochs, expected in ((0, True), (None, False)):
         module, data = module_of(Captions()), Captions()
