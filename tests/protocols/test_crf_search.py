@@ -97,7 +97,7 @@ class Slope:
 
 
 @pytest.mark.parametrize(
-    ("peak", "most"), [((6, 30, 5), 40), ((3, 100, 3), 45), ((4, 60, 6), 50), ((4.4, 64, 4.4), 50)]
+    ("peak", "most"), [((6, 30, 5), 40), ((3, 100, 3), 45), ((4, 60, 6), 50), ((4.4, 64, 4.4), 60)]
 )
 def test_coarse_to_fine_finds_a_single_peak_in_part_of_the_grid(tmp_path, peak, most):
     """The last peak lies below the best of the coarse settings, 5, 70 and 5."""
