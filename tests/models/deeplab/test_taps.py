@@ -69,6 +69,10 @@ def test_the_head_takes_it_where_branches_are_linear(monkeypatch):
         assert taken.pop() == count and set(made.state_dict()) == {
             f"branches.{n}.fc8.{kind}" for n in range(count) for kind in ("weight", "bias")
         }
+    seen = []  # influence functions watch the calls of each layer
+    for branch in made.branches:
+        branch["fc8"].register_forward_hook(lambda layer, given, scores: seen.append(scores))
+    assert torch.allclose(made(features), sum(seen), atol=1e-6) and len(seen) == 1 and not taken
     for config in (NetworkConfig("aspp_s", form="vgg", channels=2), NetworkConfig("none")):
         Head(config, 6, 3, 16)(features)
     assert not taken

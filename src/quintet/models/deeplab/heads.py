@@ -116,7 +116,11 @@ class Head(nn.Module):
 
     def forward(self, features_bfhw: Tensor) -> Tensor:
         if self.linear and features_bfhw.device.type == "cpu":  # faster there: benchmarks/aspp.py
-            return summed(features_bfhw, [branch["fc8"] for branch in self.branches])
+            layers = [branch["fc8"] for branch in self.branches]
+            if not any(
+                layer._forward_hooks or layer._forward_pre_hooks for layer in layers
+            ):  # as EK-FAC's, of each call
+                return summed(features_bfhw, layers)
         return self.separately(features_bfhw)
 
     def separately(self, features_bfhw: Tensor) -> Tensor:
