@@ -24,7 +24,7 @@ class NearestCaption:
     Writes nearest_caption/captions.csv.
     """
 
-    def __init__(self, split: str = "test", neighbours: int = 60, agreeing: int = 60, count: int | None = None,
+    def __init__(self, split: str = "test", neighbours: int = 90, agreeing: int = 125, count: int | None = None,
                  batch_size: int = 64) -> None:  # fmt: skip
         for key, value in (("neighbours", neighbours), ("agreeing", agreeing), ("batch_size", batch_size)):
             if value < 1:
