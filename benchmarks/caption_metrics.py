@@ -17,6 +17,8 @@ from pathlib import Path
 
 from _common import RESULTS, build_data, compose_training, one_line_errors, parser, print_table, row
 
+from quintet.errors import UserError
+
 REPEATS = 3
 POOR = ["", ".", "a", "a a a a a a a a", "A dog", "xyzzy", "the man the man the man", "a man in a red shirt"]
 
@@ -53,6 +55,8 @@ def java(sets: dict[str, dict], peers: Path, folder: Path) -> dict[str, dict]:
     """The Java tools' scores, run in their own environment."""
     script = Path(__file__).with_name("caption_metrics_java.py")
     (folder / "captions.json").write_text(json.dumps(sets))
+    if not (peers / "bin/python").is_file():
+        raise UserError(f"--peers {peers}: no environment with bin/python there; {__doc__.splitlines()[2].strip()}")
     command = [str(peers / "bin/python"), str(script), str(folder / "captions.json"), str(folder / "scores.json")]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
