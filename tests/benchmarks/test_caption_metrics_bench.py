@@ -1,4 +1,4 @@
-"""benchmarks/caption_metrics.py without Java: its three sets, the comparison, and what it says where peers are absent."""
+"""benchmarks/caption_metrics.py without Java: its three sets, the comparison, what it says where peers are absent."""
 
 import copy
 
