@@ -274,6 +274,7 @@ def test_caption_images_of_the_split(loaded, tmp_path):
     again(module, data, tmp_path / "again")
     first, second = (rows_of(path / "caption/captions.csv") for path in (tmp_path, tmp_path / "again"))
     assert first == second and first[0]["picture"] == data.image_ids("val")[0]
+    assert Caption()(module, data, tmp_path)["caption/pictures"] == 6  # of at most 20
 
 
 def test_transfer_speaks_the_runs_words(loaded, tmp_path):

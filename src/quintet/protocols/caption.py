@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class Caption:
-    """Captions of a picture, a folder or a list of them; without `inputs` of `count` images spread over `split`.
+    """Captions of a picture, a folder or a list of them; without `inputs` of up to `count` images of `split`.
 
     Pictures of any kind and size, turned upright, shown to the encoder as the run's data are. captions: of each
     picture, best first; beam_size: at least as many, null = `model.decoding.beam_size`. method: beam | greedy | sample.
@@ -69,7 +69,7 @@ class Caption:
     def _of_split(self, datamodule):
         """Name, view, picture and a caption of its own of each image."""
         names = datamodule.image_ids(self.split)
-        for image in spread(len(names), self.count):
+        for image in spread(len(names), None if self.count is None else min(self.count, len(names))):
             (view,) = datamodule.images(self.split, [image])
             own = datamodule.references(self.split, [image])[0][0]
             yield names[image], view, datamodule.picture(self.split, image), own
