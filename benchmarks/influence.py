@@ -5,10 +5,11 @@
 
 Every candidate runs in a process of its own, one after the other, on the same problem file, and saves its scores. They
 are compared with the exact solution (a dense Hessian in float64) and with leave-one-out retraining. Seconds of CPU
-begin with data and packages loaded. What finished at this commit is not run again.
+begin with data and packages loaded. What finished with the same code is not run again.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import resource
@@ -32,6 +33,7 @@ from quintet.results import commit, write_result
 
 HERE = Path(__file__).parent
 REMOVALS = 500
+MEMORY = 12 << 30  # bytes that a process may have
 PEERS = "QUINTET_INFLUENCE_PEERS"
 LINEAR = "10-class logistic regression on MNIST (p = 7,840, n = 55,000)"
 NETWORK = "tanh network of 2,616 parameters on MNIST (n = 5,500), EK-FAC"
@@ -80,7 +82,7 @@ class Bench:
         words = [*candidate.settings]
         script = "influence_ours.py" if candidate.ours else "influence_peers.py"
         method = candidate.method if candidate.ours else f"{candidate.package}_{candidate.method}"
-        out = self.folder() / f"{case_name}_{digest(candidate.name)}.npy"
+        out = (self.folder() if candidate.ours else self.peers_folder()) / f"{case_name}_{digest(candidate.name)}.npy"
         options = ["--dtype", candidate.dtype, "--queries", str(candidate.queries or case.queries)]
         command = [sys.executable if candidate.ours else self.peers, HERE / script, problem, out, method, *options]
         return self.finished(out, [*map(str, command), *(["--set", *words] if words else [])], self.limit)
@@ -92,9 +94,15 @@ class Bench:
         """
         kept = out.with_suffix(".json")
         if kept.is_file() and not commit()["dirty"]:
+            print(f"{kept.stem}: measured before", flush=True)
             return json.loads(kept.read_text())
         began = time.perf_counter()
-        bound = None if limit is None else lambda: resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
+
+        def bound() -> None:
+            resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+            if limit is not None:
+                resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
+
         done = subprocess.run(command, capture_output=True, text=True, preexec_fn=bound)
         if done.returncode == -signal.SIGXCPU:
             report = {"failed": f"not finished within {limit} s of CPU"}
@@ -105,10 +113,15 @@ class Bench:
         return report
 
     def folder(self) -> Path:
-        """Reports and scores of this commit."""
-        found = self.cache / "reports" / commit()["commit"]
-        found.mkdir(parents=True, exist_ok=True)
-        return found
+        """Reports and scores of ours at this commit."""
+        return made(self.cache / "reports" / commit()["commit"])
+
+    def peers_folder(self) -> Path:
+        """Those of the peers, which depend on how we call them and not on our own code."""
+        texts = [
+            (HERE / name).read_text() for name in ("influence_peers.py", "influence_problem.py", "influence_loo.py")
+        ]
+        return made(self.cache / "reports" / f"peers_{hashlib.sha256(''.join(texts).encode()).hexdigest()[:12]}")
 
     def removals(self) -> Path:
         """Positions of training examples drawn at random."""
@@ -140,9 +153,9 @@ class Bench:
         mine_qk, each = np.load(ours_out), ours["cpu_seconds"] / total
         yield row(f"quintet, {total} removals", ours["cpu_seconds"], "s", retrained(ours, total))
         for solver in ("lbfgs", "newton-cg"):
-            probe = self.refit(problem, solver, self.folder() / f"leave_one_out_{solver}_2.npy", 2)
+            probe = self.refit(problem, solver, self.peers_folder() / f"leave_one_out_{solver}_2.npy", 2)
             count = int(np.clip(self.refits * 2 / probe["cpu_seconds"], 2, total))
-            out = self.folder() / f"leave_one_out_{solver}.npy"
+            out = self.peers_folder() / f"leave_one_out_{solver}.npy"
             theirs = self.refit(problem, solver, out, count)
             theirs_qk, one = np.load(out), theirs["cpu_seconds"] / count
             gap = np.abs(theirs_qk - mine_qk[:, :count]).max() / np.abs(mine_qk[:, :count]).max()
@@ -165,13 +178,19 @@ def said(done: subprocess.CompletedProcess) -> dict:
     return json.loads(last) if done.returncode == 0 else {"failed": f"failed: {last[:200]}"}
 
 
+def made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def digest(name: str) -> str:
     """A file name."""
     return "".join(c if c.isalnum() else "_" for c in name)
 
 
 def publish(name: str, case: str, bench: Bench, rows: list[dict]) -> None:
-    reports = {path.stem: json.loads(path.read_text()) for path in sorted(bench.folder().glob(f"{case}_*.json"))}
+    files = [path for where in (bench.folder(), bench.peers_folder()) for path in sorted(where.glob(f"{case}_*.json"))]
+    reports = {path.stem: json.loads(path.read_text()) for path in files}
     write_result(
         RESULTS / f"{name}.json",
         title=TITLES[case],

@@ -7,7 +7,7 @@ C outputs, K vectors, p = C * F parameters.
 """
 
 from collections.abc import Callable, Iterator
-from itertools import combinations, combinations_with_replacement
+from itertools import combinations_with_replacement
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ from quintet.models.influence.risk import EmpiricalRisk, ranks
 from quintet.models.influence.sampled import Sample, draw
 from quintet.models.influence.softmax_risk import SoftmaxRisk
 
+STRIPE = 196  # rows of a block of the Hessian at a time
 PRODUCT = 16 << 20  # numbers of an intermediate (B, K * C)
 
 
@@ -86,6 +87,10 @@ class LinearRisk(OneLayer):
 
     def batch_hvp(self, batch: Any, vectors_kp: Tensor) -> Tensor:
         batch = self.prepared(batch)
+        if len(batch.design) < len(vectors_kp):  # where copies of the vectors in another order would take most time
+            turn_bkc = (batch.design @ self.matrix(vectors_kp).flatten(0, 1).T).unflatten(1, (len(vectors_kp), -1))
+            change_df = (turn_bkc @ batch.curvature).flatten(1).T @ batch.design
+            return self.vector(change_df.unflatten(0, (len(vectors_kp), -1)))
         found = [(batch.curvature @ self._outputs(batch, part)).flatten(1).T @ batch.design
                  for part in self._chunks(batch, vectors_kp)]  # fmt: skip
         return self.vector(torch.cat([part.unflatten(0, (self.num_outputs, -1)) for part in found], 1).transpose(0, 1))
@@ -106,9 +111,12 @@ class LinearRisk(OneLayer):
         blocks = self.theta.new_zeros(self.num_outputs, features, self.num_outputs, features)
         for _, batch in self.batches():
             for a, b in combinations_with_replacement(range(self.num_outputs), 2):
-                blocks[a, :, b] += batch.design.T @ (batch.curvature[:, a, b, None] * batch.design)
-        for a, b in combinations(range(self.num_outputs), 2):
-            blocks[b, :, a] = blocks[a, :, b].T
+                weighted_bf = batch.curvature[:, a, b, None] * batch.design
+                for rows in (slice(k, k + STRIPE) for k in range(0, features, STRIPE)):  # of a symmetric block a half
+                    blocks[a, rows, b, : rows.stop] += batch.design[:, rows].T @ weighted_bf[:, : rows.stop]
+        for a, b in combinations_with_replacement(range(self.num_outputs), 2):
+            lower_ff = blocks[a, :, b].tril()
+            blocks[a, :, b] = blocks[b, :, a] = lower_ff + lower_ff.tril(-1).T
         order = self.vector(torch.arange(self.num_params, dtype=torch.float64).view(1, self.num_outputs, -1))
         order = order[0].long().to(self.device)
         found = self.mean(blocks.view(self.num_params, self.num_params))

@@ -41,11 +41,11 @@ class OneLayer(EmpiricalRisk):
 
     def vector(self, matrices_kcf: Tensor) -> Tensor:
         """The inverse of `matrix`."""
+        if not self.bias:
+            return matrices_kcf.flatten(1)
         found = matrices_kcf.new_empty(len(matrices_kcf), self.num_params)
-        if self.bias:
-            found[:, self.selection.place(self.bias)] = matrices_kcf[:, :, -1]
-            matrices_kcf = matrices_kcf[:, :, :-1]
-        found[:, self.selection.place(self.weight)] = matrices_kcf.flatten(1)
+        found[:, self.selection.place(self.bias)] = matrices_kcf[:, :, -1]
+        found[:, self.selection.place(self.weight)] = matrices_kcf[:, :, :-1].flatten(1)
         return found
 
     def with_ones(self, design: Tensor) -> Tensor:

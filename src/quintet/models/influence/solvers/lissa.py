@@ -96,12 +96,23 @@ class Series(InverseHessian):
     def _series(self, vectors_kp: Tensor) -> Tensor:
         h_kp, bound = vectors_kp.clone(), 1e8 * float(vectors_kp.norm()) * max(self.scale, 1.0)
         for step in range(self.settings.depth):
-            h_kp = vectors_kp + h_kp - self._batch_hvp(self._draw(), h_kp) / self.scale
+            self._advance(h_kp, vectors_kp)
             if step % 100 == 99 or step + 1 == self.settings.depth:
                 size = float(h_kp.norm())
                 if not math.isfinite(size) or size > bound:
                     raise self._diverged(step + 1)
         return h_kp
+
+    def _advance(self, h_kp: Tensor, vectors_kp: Tensor) -> None:
+        """h <- v + h - (H_b h + damping h) / scale, in place."""
+        batch = self._draw()
+        if not self.parts:
+            h_kp += vectors_kp - self._batch_hvp(batch, h_kp) / self.scale
+            return
+        change_kp = self.risk.batch_hvp(batch, h_kp)
+        h_kp *= 1 - (self.decay_p + self.settings.damping) / self.scale
+        h_kp += vectors_kp
+        h_kp.sub_(change_kp, alpha=1 / (self.settings.batch_size * self.scale))
 
     def _diverged(self, step: int) -> UserError:
         return UserError(
