@@ -1,16 +1,19 @@
-# make train | make test | make lint | make results | make bench
+# make train | make test | make test-slurm | make lint | make results | make bench
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?= experiment=wavenet_sample
 
-.PHONY: train eval test lint format results bench clean
+.PHONY: train eval test test-slurm lint format results bench clean
 
 train: $(VENV)/.installed
 	$(BIN)/python train.py $(ARGS)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=worksteal $(PYTEST_ARGS) # a process a core
+	$(BIN)/python -m pytest --ignore=tests/slurm -n auto --maxprocesses=4 --dist=worksteal $(PYTEST_ARGS) # a process a core
+
+test-slurm: $(VENV)/.installed # on a SLURM that the tests start themselves; alone, for it is a matter of seconds
+	$(BIN)/python -m pytest tests/slurm -rs
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -44,6 +44,11 @@ def test_a_legal_key_that_the_yaml_leaves_out_is_added():
     assert composed("trainer.max_time=00:00:01:00", "trainer.detect_anomaly=true").trainer.detect_anomaly is True
 
 
+def test_a_legal_key_is_added_beside_a_sweep():
+    sweep = ["model=logistic_regression,all_cnn", "data=digits_sample", "seed=range(1,3)", "model.optimizer.lr=1,2"]
+    assert compose.add_if_legal("model.optimizer.lr", sweep) == [*sweep[:-1], "++model.optimizer.lr=1,2"]
+
+
 @pytest.mark.parametrize("choice", ["model=wavnet", "data=vctc", "experiment=wavenet_smple"])
 def test_unknown_option_names_the_nearest(choice):
     with pytest.raises(Exception) as caught:

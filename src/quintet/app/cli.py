@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,16 +14,20 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from quintet.app import compose
+from quintet.app import compose, slurm
 from quintet.app.config import Origin, check, check_multirun, suggest
+from quintet.app.preemption import SIGNALS
 from quintet.errors import UserError
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions reach `one_line_errors` instead of Hydra's own printer
 
 
 @contextmanager
-def one_line_errors(argv: list[str]):
-    """Print a user's mistake as one line on stderr and exit with 1; `debug=true` keeps the traceback."""
+def one_line_errors(argv: list[str], exit_on_bugs: bool = False):
+    """Print a user's mistake as one line on stderr and exit with 1; `debug=true` keeps the traceback.
+
+    exit_on_bugs: what is no user's mistake ends the process too, after its traceback, instead of being raised.
+    """
     debug = any(a.replace("'", "").replace('"', "") in ("debug=true", "debug=True") for a in argv)
     try:
         yield
@@ -31,7 +36,10 @@ def one_line_errors(argv: list[str]):
     except Exception as error:
         message = user_message(error)
         if debug or message is None:
-            raise
+            if not exit_on_bugs:
+                raise
+            traceback.print_exc()
+            sys.exit(1)
         print(f"error: {message}", file=sys.stderr)
         sys.exit(1)
 
@@ -47,6 +55,8 @@ def user_message(error: BaseException) -> str | None:
     hydra_error = type(error).__module__.startswith(("hydra.errors", "hydra.core.override_parser"))
     if hydra_error or isinstance(error, OmegaConfBaseException):
         return compose.explain(error)
+    if type(error).__module__ == "submitit.core.utils":
+        return slurm.explain(error)
     return None
 
 
@@ -84,15 +94,20 @@ def _with_legal_additions(hydra_train: Callable[[], None]) -> None:
 
 def train_job(cfg: DictConfig) -> float | None:
     """Check a composed configuration, then fit; called once a Hydra job."""
-    with one_line_errors(sys.argv):  # here already: Hydra writes a line of its own for what passes through it
+    SIGNALS.take()
+    # here already: Hydra writes a line of its own for what passes through it, and submitit calls a crash completed
+    with one_line_errors(list(HydraConfig.get().overrides.task), exit_on_bugs=SIGNALS.taken):
         return _train_job(cfg)
 
 
 def _train_job(cfg: DictConfig) -> float | None:
     hydra = HydraConfig.get()
     origin = Origin(tuple(hydra.overrides.task), tuple((k, str(v)) for k, v in hydra.runtime.choices.items() if v))
-    check_multirun(cfg, hydra.mode.name, str(hydra.runtime.choices.get("hydra/launcher")))
+    launcher = str(hydra.runtime.choices.get("hydra/launcher"))
+    slurm.check_mode(hydra.mode.name, launcher)
+    check_multirun(cfg, hydra.mode.name, launcher)
     check(cfg, origin)
+    slurm.check_tasks(cfg)
     OmegaConf.resolve(cfg)
     from quintet.app.fit import fit  # heavy: torch and Lightning
 
@@ -106,11 +121,15 @@ def _train_job(cfg: DictConfig) -> float | None:
 
 def resume_job(run: Path, overrides: list[str]) -> None:
     """Continue the run in directory `run` with its own configuration, overrides on top."""
+    SIGNALS.take()
+    if argument("launcher", overrides):
+        raise UserError(f"resume= takes no launcher=: in SLURM's queue say `sbatch scripts/slurm.sbatch resume={run}`")
     cfg = compose.saved_config(run)
     compose.apply_overrides(cfg, overrides, root="train")
     with open_dict(cfg):
         cfg.resume, cfg.run_dir = str(run), str(run.resolve())
     check(cfg, Origin(tuple(overrides)))
+    slurm.check_tasks(cfg)
     from quintet.app.fit import fit
 
     fit(cfg)

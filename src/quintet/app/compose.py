@@ -40,7 +40,7 @@ def compose_checked(root: str, overrides: list[str]) -> DictConfig:
 def add_if_legal(key: str, argv: list[str], root: str = "train") -> list[str]:
     """`key=value` -> `++key=value` when the constructor around `key` takes it; else UserError with near names."""
     bad = [a for a in argv if a.split("=")[0] == key]
-    others = [a for a in argv if "=" in a and a not in bad and not a.startswith("-")]
+    others = [_unswept(a) for a in argv if "=" in a and a not in bad and not a.startswith("-")]
     cfg = compose_checked(root, others)
     parent, _, leaf = key.rpartition(".")
     node = OmegaConf.select(cfg, parent) if parent else cfg
@@ -63,6 +63,14 @@ def add_if_legal(key: str, argv: list[str], root: str = "train") -> list[str]:
         legal = sorted(set(legal) | set(groups()))
     shown = f"{parent}.{leaf}" if parent else leaf
     raise UserError(f"unknown key '{shown}' on the command line: {suggest(leaf, legal)}")
+
+
+def _unswept(override: str) -> str:
+    """The first value of a sweep, `seed=1,2` -> `seed=1`; other overrides as they are."""
+    parsed = OverridesParser.create().parse_override(override)
+    if not parsed.is_sweep_override() or not parsed.is_discrete_sweep():
+        return override
+    return f"{parsed.get_key_element()}={next(iter(parsed.sweep_string_iterator()))}"
 
 
 def _nested_fields(cfg: DictConfig, path: str) -> dict[str, str]:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from quintet.app.build import build, build_all
+from quintet.app.preemption import SIGNALS, is_restarted
 from quintet.app.run_dir import join_metrics, open_run, say_where, set_aside_metrics, stop_console_log
-from quintet.callbacks.checkpoint import AtomicCheckpointIO, newest_checkpoint
+from quintet.callbacks.checkpoint import AtomicCheckpointIO, LastCheckpoint, newest_checkpoint
+from quintet.callbacks.logged_steps import LoggedSteps
 from quintet.callbacks.provenance import Provenance
 from quintet.callbacks.random_state import RandomState
+from quintet.callbacks.requeue import SaveAndRequeue
 from quintet.errors import UserError
 
 
@@ -59,20 +62,26 @@ def build_trainer(cfg: DictConfig, run_dir: Path) -> lightning.Trainer:
     plain = OmegaConf.to_container(cfg, resolve=True)
     bar = bool(cfg.trainer.get("enable_progress_bar", True) and cfg.callbacks.get("progress"))
     chosen = {name: node for name, node in plain["callbacks"].items() if bar or name != "progress"}
+    configured = sorted(build_all(chosen), key=lambda c: isinstance(c, LastCheckpoint))  # it keeps the others' state
+    callbacks, plugins = [RandomState(), LoggedSteps(), Provenance(plain), *configured], [AtomicCheckpointIO()]
+    if SIGNALS.taken:
+        has_saver = bool(configured) and isinstance(configured[-1], LastCheckpoint)
+        saver = configured[-1] if has_saver else LastCheckpoint(str(run_dir / "checkpoints"))
+        callbacks.append(SaveAndRequeue(SIGNALS, saver))
+        plugins.append(SLURMEnvironment(auto_requeue=False))
     return build(
         plain["trainer"] | {"enable_progress_bar": bar},
-        callbacks=[RandomState(), Provenance(plain), *build_all(chosen)],
+        callbacks=callbacks,
         logger=build_all(cfg.logger) or False,
         default_root_dir=str(run_dir),
         use_distributed_sampler=False,  # the datamodules split their own, resumable order over the ranks
-        plugins=[AtomicCheckpointIO()],
+        plugins=plugins,
     )
 
 
 def _checkpoint_to_resume(cfg: DictConfig, run_dir: Path) -> Path | None:
     """The newest complete checkpoint for `resume=` and for a job that SLURM put back in the queue."""
-    requeued = int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
-    if not cfg.resume and not requeued:
+    if not cfg.resume and not is_restarted():
         return None
     found = newest_checkpoint(run_dir / "checkpoints")
     if found is None and cfg.resume:

@@ -1,4 +1,4 @@
-"""The two resolvers of conf/: the run id and the repository's root. Importing this registers them."""
+"""The resolvers of conf/: the run id, the id that the jobs of a multirun share, the repository's root."""
 
 from __future__ import annotations
 
@@ -10,15 +10,22 @@ from omegaconf import OmegaConf
 
 from quintet.app.config import REPOSITORY
 
+INTERACTIVE = ("bash", "sh", "zsh", "interactive")  # a shell that salloc or srun --pty opened: many runs, one job
+
+
+def base_id() -> str:
+    """One id for all ranks of a run: QUINTET_RUN_ID, else the SLURM job, else the time (design decision 5)."""
+    slurm = os.environ.get("SLURM_JOB_ID") if os.environ.get("SLURM_JOB_NAME") not in INTERACTIVE else None
+    return os.environ.setdefault("QUINTET_RUN_ID", f"slurm-{slurm}" if slurm else time.strftime("%Y-%m-%d_%H-%M-%S"))
+
 
 def _run_id() -> str:
-    """One id for all ranks of a run: QUINTET_RUN_ID, else the SLURM job, else the time (design decision 5)."""
-    slurm = os.environ.get("SLURM_JOB_ID")
-    base = os.environ.setdefault("QUINTET_RUN_ID", f"slurm-{slurm}" if slurm else time.strftime("%Y-%m-%d_%H-%M-%S"))
+    """The base id, with the job's number behind it in a multirun."""
     if HydraConfig.initialized() and HydraConfig.get().mode is not None and HydraConfig.get().mode.name == "MULTIRUN":
-        return f"{base}-{OmegaConf.select(HydraConfig.get(), 'job.num', throw_on_missing=False) or 0}"
-    return base
+        return f"{base_id()}-{OmegaConf.select(HydraConfig.get(), 'job.num', throw_on_missing=False) or 0}"
+    return base_id()
 
 
 OmegaConf.register_new_resolver("quintet_run_id", _run_id, replace=True)
+OmegaConf.register_new_resolver("quintet_base_id", base_id, replace=True)
 OmegaConf.register_new_resolver("quintet_root", lambda: str(REPOSITORY), replace=True)

@@ -8,6 +8,7 @@ import logging
 import sys
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from quintet.machine import hardware, versions
@@ -23,10 +24,17 @@ def open_run(cfg: DictConfig, is_main: bool) -> Path:
         (run_dir / name).mkdir(parents=True, exist_ok=True)
     if is_main:
         OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
-        facts = {"command": " ".join(sys.argv)} | commit() | {"hardware": hardware(), "versions": versions()}
+        facts = {"command": command()} | commit() | {"hardware": hardware(), "versions": versions()}
         (run_dir / "environment.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         start_console_log(run_dir / "console.log")
     return run_dir
+
+
+def command() -> str:
+    """The command line as it was typed, also inside a job, which submitit starts with one of its own."""
+    if HydraConfig.initialized():
+        return " ".join(["train.py", *HydraConfig.get().overrides.task])
+    return " ".join(sys.argv)
 
 
 # Lightning repeats these at every checkpoint or warns of what the house does on purpose.
@@ -39,6 +47,7 @@ NOISE = (
     "exists and is not empty",
     "was configured so",
     "module(s) in eval mode",
+    "The `srun` command is available",
 )
 
 
@@ -83,12 +92,12 @@ def set_aside_metrics(run_dir: Path) -> None:
 
 def join_metrics(run_dir: Path) -> None:
     """One metrics.csv from the parts of a resumed run; a later part replaces the steps it did again."""
-    parts = sorted(run_dir.glob("metrics.part*.csv"))
+    parts = sorted(run_dir.glob("metrics.part*.csv"), key=lambda p: int(p.stem.removeprefix("metrics.part")))
     path = run_dir / "metrics.csv"
-    if not parts or not path.exists():
+    if not parts:
         return
     rows: list[dict[str, str]] = []
-    for file in [*parts, path]:
+    for file in [*parts, *([path] if path.exists() else [])]:  # nothing was left to do: nothing was logged
         with file.open(newline="", encoding="utf-8") as handle:
             new = list(csv.DictReader(handle))
         first = min((int(r["step"]) for r in new), default=sys.maxsize)

@@ -63,9 +63,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest file in `folder` that loads completely; broken ones are passed over with a warning."""
-    files = [*folder.glob("last.ckpt*"), *folder.glob("best.ckpt")]
-    for path in sorted(files, key=lambda p: p.stat().st_mtime, reverse=True):
+    """The newest `last.ckpt` in `folder` that loads completely, else the best; broken ones are passed over, and said.
+
+    best.ckpt may be the younger file, but it does not know of itself: a run that continues from it takes the next
+    validation for the best so far.
+    """
+    last = sorted(folder.glob("last.ckpt*"), key=lambda p: p.stat().st_mtime, reverse=True)
+    for path in [*last, *folder.glob("best.ckpt")]:
         if path.suffix == ".partial":
             continue
         try:
@@ -83,7 +87,7 @@ class LastCheckpoint(Checkpoint):
     def __init__(self, dirpath: str, every_n_steps: int = 500) -> None:
         self.path = Path(dirpath) / "last.ckpt"
         self.every_n_steps = every_n_steps
-        self._saved_step, self._first_step = -1, 0
+        self.saved_step, self._first_step = -1, 0
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """A resumed run counts from where it stands."""
@@ -92,19 +96,20 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *args: Any) -> None:
         """Save at a step boundary; Lightning counts a batch as completed only after this hook and allows for it."""
         # crossed rather than hit: a module that steps by itself may take many steps a batch
-        due = trainer.global_step // self.every_n_steps > max(self._saved_step, self._first_step) // self.every_n_steps
+        due = trainer.global_step // self.every_n_steps > max(self.saved_step, self._first_step) // self.every_n_steps
         ends = trainer.should_stop or 0 < trainer.max_steps <= trainer.global_step
-        if trainer.global_step != self._saved_step and (due or ends):
-            self._save(trainer)
+        if trainer.global_step != self.saved_step and (due or ends):
+            self.save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Save after a complete epoch; one that was stopped half-way was saved at its last batch."""
         complete = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         if complete and not trainer.sanity_checking:
-            self._save(trainer)
+            self.save(trainer)
 
-    def _save(self, trainer: Trainer) -> None:
+    def save(self, trainer: Trainer) -> None:
+        """Write `last.ckpt` now; every rank must call."""
         if trainer.fast_dev_run:
             return
         trainer.save_checkpoint(self.path, weights_only=False)  # optimiser and loops too
-        self._saved_step = trainer.global_step
+        self.saved_step = trainer.global_step
