@@ -1,8 +1,9 @@
-"""L-BFGS in the coordinates of a network's curvature: a tenth of the iterations and less on the paper's tanh CNN.
+"""L-BFGS in the coordinates of a network's curvature: a tenth of the iterations on the paper's tanh CNN.
 
 A network's loss bends by orders of magnitude more in some directions than in others, and L-BFGS learns that a pair of
 steps at a time. With theta = theta_0 + R z, where M^-1 = R R^T and M is near the Hessian at theta_0, it starts with it.
-M is `ekfac`, the Kronecker-factored curvature, or `gauss_newton`, dense: dearer, and much nearer to the Hessian.
+M is `ekfac`, the Kronecker-factored curvature, or `gauss_newton`, dense: dearer, and worth it near a minimum, as for
+retraining; far from one it took that CNN no further an iteration.
 """
 
 from collections.abc import Callable, Iterable
