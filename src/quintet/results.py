@@ -23,6 +23,7 @@ PAPERS = {  # by the first word of a file's name
     "deeplab": "DeepLab v2 (Chen et al. 2017, arXiv 1606.00915)",
     "influence": "Influence functions (Koh and Liang 2017, arXiv 1703.04730)",
     "rare": "Learning to Remember Rare Events (Kaiser et al. 2017, arXiv 1703.03129)",
+    "show": "Show and Tell (Vinyals et al. 2015, arXiv 1411.4555)",
     "wavenet": "WaveNet (van den Oord et al. 2016, arXiv 1609.03499)",
 }
 REQUIRED = ("title", "rows", "protocol", "data", "subset", "seconds", "command", "hardware", "commit", "dirty", "date")

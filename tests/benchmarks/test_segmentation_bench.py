@@ -1,7 +1,9 @@
 """benchmarks/segmentation.py: every network learns its own way, and rows compare with ours."""
 
 import json
+import subprocess
 import sys
+from pathlib import Path
 
 import bench_scripts
 import pytest
@@ -41,7 +43,16 @@ def test_the_child_measures_time_and_memory(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["segmentation.py", *options])
     bench.main()
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert found["training"] > 0 and found["inference"] > found["training"] and found["training MiB"] > 0
+    assert found["training"] > 0 and found["inference"] > found["training"]
+    assert {"training MiB", "inference MiB"} <= found.keys()  # above 0 in a fresh process only
+
+
+def test_peak_memory_grows_by_what_is_allocated():
+    """In a process of its own, as the benchmark measures: an older peak would hide what is added."""
+    words = "import segmentation as b, numpy as np; before = b.peak_mib('cpu', reset=True); block = np.ones(8 << 20); "
+    command = [sys.executable, "-c", words + "print(b.peak_mib('cpu') - before)"]
+    done = subprocess.run(command, cwd=Path(bench.__file__).parent, capture_output=True, text=True, timeout=240)
+    assert 50 < float(done.stdout.splitlines()[-1]) < 200, done.stderr
 
 
 def test_rows_compare_each_network_with_ours():

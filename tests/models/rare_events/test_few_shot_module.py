@@ -177,9 +177,9 @@ def test_last_checkpoint_is_written_when_a_batch_crosses_the_interval(tmp_path):
     class Saved(LastCheckpoint):
         steps: tuple = ()
 
-        def _save(self, trainer):
+        def save(self, trainer):
             self.steps += (trainer.global_step,)
-            super()._save(trainer)
+            super().save(trainer)
 
     saved = Saved(tmp_path, every_n_steps=25)
     trained(module_of(), saved, max_steps=50)
