@@ -26,10 +26,8 @@ format: $(VENV)/.installed
 results: $(VENV)/.installed
 	$(BIN)/python -m quintet.results
 
-bench: $(VENV)/.installed
-	$(BIN)/python benchmarks/generation.py
-	$(BIN)/python benchmarks/training.py
-	$(BIN)/python benchmarks/startup.py
+bench: $(VENV)/.installed # all that need no data and no peers; kept by commit for benchmarks/compare.py
+	$(BIN)/python benchmarks/everything.py
 
 $(VENV)/.installed: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.12 $(MAKECMDGOALS)")'

@@ -1,6 +1,7 @@
 """What the benchmark scripts share: the composed training configuration, a temporary run directory, a printed table."""
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 from quintet.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-RESULTS = REPOSITORY / "docs" / "results"
+RESULTS = Path(os.environ.get("QUINTET_RESULTS", REPOSITORY / "docs" / "results"))  # `make bench` has a folder a commit
 
 
 def parser(description: str, result: str) -> argparse.ArgumentParser:
@@ -72,7 +73,7 @@ def build_module(cfg, datamodule):
     from quintet.app.build import build
 
     module = build(cfg.model, facts=datamodule.facts)
-    if datamodule.context is None:
+    if getattr(datamodule, "context", 0) is None:
         datamodule.context = module.receptive_field
     return module
 

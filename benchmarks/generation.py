@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _common import RESULTS
 
 from quintet.models.wavenet.generate import generate
 from quintet.models.wavenet.network import WaveNet, WaveNetConfig
 from quintet.results import write_result
 
-RESULTS = Path(__file__).resolve().parents[1] / "docs/results"
 SIZE = "30 layers in 3 stacks, kernel 2, residual 64, gate 64, skip and head 256, 256 classes"
 
 

@@ -1,10 +1,11 @@
-"""What does the harness cost? Training samples/s of the Lightning run against a bare PyTorch loop, and peak memory.
+"""What does the harness cost? A batch's time in the Lightning run against a bare PyTorch loop, and peak memory.
 
     python benchmarks/training.py experiment=wavenet_sample --publish wavenet_training
 
 Both train the same network with the same optimiser on the same data module's batches, each in its own process, in turn
-(lightning, bare, bare, lightning ...); medians over the rounds. A sample is one target of the loss. The Lightning run
-has the configuration's callbacks and loggers; its validation and media are left out.
+(lightning, bare, bare, lightning ...); medians over the rounds. The Lightning run has the configuration's callbacks and
+loggers; its validation and media are left out. Batches are counted, not optimiser steps: the rare-events model takes
+one an image of the episode.
 """
 
 import itertools
@@ -27,31 +28,28 @@ from _common import (
     one_line_errors,
     parser,
     print_table,
+    row,
 )
+from bare_steps import bare_step
 
 from quintet.errors import UserError
 
 
 def train_bare(cfg, steps: int, run_dir: Path) -> tuple[list[float], float]:
     """Times at which each step of a plain loop ended, and the last loss."""
-    import torch
-
     datamodule, module = _seeded_pair(cfg)
     device = _device(cfg)
+    if (cfg.callbacks.get("two_stage") or {}).get("epochs") == 0:
+        module.start_joint_training()
     module.to(device).train()
-    optimizer, scheduler = _optimizer(module)
+    clip = getattr(module, "gradient_clip", None) or cfg.trainer.gradient_clip_val
+    step = bare_step(module, *_optimizer(module), clip)
     ends, epochs = [], itertools.count()
     datamodule.position = lambda: (next(epochs), 0)  # what Lightning's counters are to the harness
     loader = datamodule.train_dataloader()
     for batch in itertools.islice(itertools.chain.from_iterable(itertools.repeat(loader)), steps):
         batch = type(batch)(*(part if part is None else part.to(device) for part in batch))
-        loss = module.example_losses(batch).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if cfg.trainer.gradient_clip_val:
-            torch.nn.utils.clip_grad_norm_(module.parameters(), cfg.trainer.gradient_clip_val)
-        optimizer.step()
-        scheduler.step()
+        loss = step(batch)
         _note(ends, device)
     return ends, loss.item()
 
@@ -72,9 +70,10 @@ def train_lightning(cfg, steps: int, run_dir: Path) -> tuple[list[float], float]
     class Clock(Callback):
         def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
             _note(ends, device)
-            losses.append(outputs["loss"].detach())
+            losses.append((outputs["loss"] if isinstance(outputs, dict) else outputs).detach())
+            trainer.should_stop = len(ends) >= steps
 
-    cfg.trainer.update(max_steps=steps, max_epochs=-1, max_time=None, limit_val_batches=0, num_sanity_val_steps=0)
+    cfg.trainer.update(max_steps=-1, max_epochs=-1, max_time=None, limit_val_batches=0, num_sanity_val_steps=0)
     cfg.callbacks.update(media=None, best=None)  # nothing is validated, and pictures are not training
     datamodule, module = _seeded_pair(cfg)
     trainer = build_trainer(cfg, run_dir)
@@ -106,17 +105,15 @@ def _note(ends: list[float], device: str) -> None:
 
 
 def child(variant: str, overrides: list[str], steps: int, warmup: int) -> dict:
-    """One measurement in this process: samples/s after the warm-up, peak memory in MB, last loss."""
+    """One measurement in this process: ms a batch after the warm-up, peak memory in MB, last loss."""
     with tempfile.TemporaryDirectory() as folder:
         cfg = compose_training(overrides, Path(folder))
         if cfg.trainer.accumulate_grad_batches != 1 or cfg.trainer.precision not in ("32-true", 32):
             raise UserError("benchmarks/training.py compares plain steps: trainer.precision=32-true, no accumulation")
         train = {"bare": train_bare, "lightning": train_lightning}[variant]
         ends, loss = train(cfg, steps, Path(folder))
-        per_step = cfg.data.batch_size * cfg.data.chunk_samples
-        rate = per_step * (len(ends) - warmup) / (ends[-1] - ends[warmup - 1])
-        peak = peak_memory_mb(_device(cfg))
-        return {"samples_per_s": rate, "peak_mb": peak, "loss": loss, "data": data_name(cfg)}
+        spent = 1000 * (ends[-1] - ends[warmup - 1]) / (len(ends) - warmup)
+        return {"ms": spent, "peak_mb": peak_memory_mb(_device(cfg)), "loss": loss, "data": data_name(cfg)}
 
 
 def peak_memory_mb(device: str) -> float:
@@ -146,25 +143,21 @@ def compare(args) -> tuple[list[dict], str]:
     for turn in range(args.rounds):
         for variant in ("lightning", "bare") if turn % 2 == 0 else ("bare", "lightning"):
             measured[variant].append(in_process(variant, args))
-            print(f"round {turn + 1} {variant}: {measured[variant][-1]['samples_per_s']:.0f} samples/s", flush=True)
+            print(f"round {turn + 1} {variant}: {measured[variant][-1]['ms']:.1f} ms a batch", flush=True)
     rows, medians = [], {}
     for variant, results in measured.items():
-        rates = [result["samples_per_s"] for result in results]
-        medians[variant] = statistics.median(rates)
-        note = f"median of {len(rates)}, {min(rates):.0f} to {max(rates):.0f}"
-        rows.append(_row(f"training, {variant}", medians[variant], "samples/s", note))
-    ratio = medians["lightning"] / medians["bare"]
-    rows.append(_row("lightning / bare", ratio, "", "goal: at least 0.95"))
+        spent = [result["ms"] for result in results]
+        medians[variant] = statistics.median(spent)
+        note = f"median of {len(spent)}, {min(spent):.1f} to {max(spent):.1f}"
+        rows.append(row(f"training, {variant}", medians[variant], "ms a batch", note))
+    ratio = medians["bare"] / medians["lightning"]
+    rows.append(row("speed, lightning / bare", ratio, "", "goal: at least 0.95"))
     for variant, results in measured.items():
         peak = statistics.median(result["peak_mb"] for result in results)
-        rows.append(_row(f"peak memory, {variant}", peak, "MB", "whole process on a CPU, tensors on a GPU"))
+        rows.append(row(f"peak memory, {variant}", peak, "MB", "whole process on a CPU, tensors on a GPU"))
     gap = max(abs(a["loss"] - b["loss"]) for a, b in zip(*measured.values(), strict=True))
-    rows.append(_row("difference of the last losses", gap, "nats", "0: both did the same steps on the same batches"))
+    rows.append(row("difference of the last losses", gap, "nats", "0: both did the same steps on the same batches"))
     return rows, measured["bare"][0]["data"]
-
-
-def _row(metric: str, value: float, unit: str, note: str) -> dict:
-    return {"metric": metric, "value": value, "unit": unit, "note": note}
 
 
 def main() -> None:
@@ -191,7 +184,7 @@ def main() -> None:
             RESULTS / f"{args.publish}.json",
             title="Training speed: the harness against a bare PyTorch loop",
             rows=rows,
-            protocol=f"{args.steps - args.warmup} timed steps, a fresh process each, variants in turn, medians",
+            protocol=f"{args.steps - args.warmup} timed batches, a fresh process each, variants in turn, medians",
             data=data,
             subset=args.subset,
             seconds=time.perf_counter() - start,

@@ -7,11 +7,17 @@ REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
 import _common  # noqa: E402
+import checkpoints  # noqa: E402
 import episodes  # noqa: E402
+import everything  # noqa: E402
 import gpu  # noqa: E402
 import gpu_deeplab  # noqa: E402
+import loaders  # noqa: E402
 import markov_baselines  # noqa: E402
+import overhead  # noqa: E402
 import pixel_baseline  # noqa: E402
+import samples  # noqa: E402
+import scaling  # noqa: E402
 import startup  # noqa: E402
 import training  # noqa: E402
 
@@ -19,11 +25,17 @@ __all__ = [
     "REPOSITORY",
     "TINY",
     "_common",
+    "checkpoints",
     "episodes",
+    "everything",
     "gpu",
     "gpu_deeplab",
+    "loaders",
     "markov_baselines",
+    "overhead",
     "pixel_baseline",
+    "samples",
+    "scaling",
     "startup",
     "training",
 ]
