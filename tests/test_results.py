@@ -124,3 +124,25 @@ def test_a_wrong_row_is_refused_before_anything_is_written(tmp_path, row):
 
 def test_an_empty_directory_gives_a_page_that_says_so(tmp_path):
     assert "No result has been published yet" in results.render(tmp_path, tmp_path / "page.md")
+
+
+def test_the_papers_numbers_stand_in_one_table_before_the_sections(tmp_path):
+    rows = [
+        {"metric": f"test/{m}", "value": 0.5, "unit": "", "paper": paper} for m, paper in (("a", 0.75), ("b", None))
+    ]
+    write(tmp_path / "deeplab_x.json", rows=rows, subset=True)
+    text = results.render(tmp_path, tmp_path / "page.md")
+    glance, _, sections = text.partition("## DeepLab v2")
+    assert "| DeepLab v2 | test/a | 0.75 | 0.5 | [deeplab_x](results/deeplab_x.json) (subset) |" in glance
+    assert "test/b" not in glance and "test/b" in sections
+
+
+def test_long_tables_are_folded_and_lose_no_row(tmp_path):
+    count = results.SHOWN + 5
+    rows = [{"metric": f"m{n:02}", "value": float(n), "unit": ""} for n in range(count)]
+    write(tmp_path / "harness_x.json", rows=rows)
+    write(tmp_path / "wavenet_x.json", rows=rows[:1])
+    text = results.render(tmp_path, tmp_path / "page.md")
+    assert all(text.count(f"| m{n:02} |") == 1 for n in range(1, count))
+    assert text.count("<details>") == text.count("</details>") == 1 and "<summary>5 more rows</summary>" in text
+    assert text.index("## WaveNet") < text.index("## The harness")

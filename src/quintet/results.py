@@ -25,7 +25,9 @@ PAPERS = {  # by the first word of a file's name
     "rare": "Learning to Remember Rare Events (Kaiser et al. 2017, arXiv 1703.03129)",
     "show": "Show and Tell (Vinyals et al. 2015, arXiv 1411.4555)",
     "wavenet": "WaveNet (van den Oord et al. 2016, arXiv 1609.03499)",
+    "harness": "The harness",
 }
+SHOWN = 16  # rows of a longer table that are seen before it is unfolded
 REQUIRED = ("title", "rows", "protocol", "data", "subset", "seconds", "command", "hardware", "commit", "dirty", "date")
 OUTSIDE_PATH = re.compile(r"(?<![\w.<>:/])(?:~|\.\.)?/[\w.+~-]+(?:/[\w.+~-]*)*|(?<![\w./])\.\.(?:/\.\.)*(?![\w./])")
 HEADER = (
@@ -149,23 +151,48 @@ def read_result(path: Path) -> dict:
 def render(results_dir=RESULTS_DIR, page=PAGE) -> str:
     """Write `page` (Markdown) from every JSON in `results_dir`, grouped by paper, and return its text."""
     paths = sorted(Path(results_dir).glob("*.json"))
-    groups: dict[str, list[str]] = {}
+    groups: dict[str, dict[Path, dict]] = {}
     for path in paths:
-        groups.setdefault(path.stem.split("_")[0], []).append(_section(path, read_result(path)))
-    parts = [HEADER] if paths else [HEADER, "\nNo result has been published yet.\n"]
-    for name, sections in sorted(groups.items()):
-        parts += [f"\n## {PAPERS.get(name, name.capitalize())}\n", *sections]
+        groups.setdefault(path.stem.split("_")[0], {})[path] = read_result(path)
+    parts = [HEADER, *_glance(groups)] if paths else [HEADER, "\nNo result has been published yet.\n"]
+    for name in sorted(groups, key=lambda name: (name == "harness", name)):
+        parts.append(f"\n## {PAPERS.get(name, name.capitalize())}\n")
+        parts += [_section(path, record) for path, record in groups[name].items()]
     text = "".join(parts)
     Path(page).write_text(text, encoding="utf-8")
     return text
 
 
-def _section(path: Path, record: dict) -> str:
-    name = path.stem
-    lines = [f"\n### {record['title']} ({name})\n", "| metric | ours | paper | unit | note |", "|---|---|---|---|---|"]
-    for row in record["rows"]:
+def _glance(groups: dict[str, dict[Path, dict]]) -> list[str]:
+    """Every number that a paper has one for, in one table."""
+    lines = []
+    for name, records in sorted(groups.items()):
+        for path, record in records.items():
+            shown = f"[{path.stem}](results/{path.name})" + (" (subset)" if record["subset"] else "")
+            for row in record["rows"]:
+                if row["paper"] is not None:
+                    cells = (PAPERS.get(name, name).split(" (")[0], row["metric"], row["paper"], row["value"], shown)
+                    lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |\n")
+    if not lines:
+        return []
+    title, head = "\n## Where a paper has the number too\n\n", "| paper | metric | paper's | ours | result |\n"
+    return [title, head, "|---|---|---|---|---|\n", *lines]
+
+
+def _table(rows: list[dict]) -> list[str]:
+    lines = ["| metric | ours | paper | unit | note |", "|---|---|---|---|---|"]
+    for row in rows:
         cells = (row["metric"], row["value"], row["paper"], row["unit"], row["note"])
         lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+    return lines
+
+
+def _section(path: Path, record: dict) -> str:
+    name, rows = path.stem, record["rows"]
+    lines = [f"\n### {record['title']} ({name})\n", *_table(rows[:SHOWN])]
+    if rows[SHOWN:]:
+        more = f"<details><summary>{len(rows) - SHOWN} more rows</summary>"
+        lines += ["", more, "", *_table(rows[SHOWN:]), "", "</details>"]
     if path.with_suffix(".png").is_file():
         lines.append(f"\n![{record['title']}](results/{name}.png)")
     data = f"**subset** of the data: {record['data']}" if record["subset"] else f"data: {record['data']}"
