@@ -71,6 +71,12 @@ def lr_factor(config: OptimizerConfig, step: int) -> float:
 
 def build_optimizer(module: nn.Module, config: OptimizerConfig, groups: list[dict] | None = None) -> dict:
     """Lightning's dictionary of optimiser and per-step scheduler; groups: of parameters with rates of their own."""
+    trainer = getattr(module, "_trainer", None)
+    if config.fused and trainer is not None and trainer.gradient_clip_val and "mixed" in str(trainer.precision):
+        raise UserError(
+            "model.optimizer.fused=true cannot clip gradients in mixed precision: set it to false, or"
+            " trainer.gradient_clip_val=null, or trainer.precision=32-true"
+        )
     parameters = module.parameters() if groups is None else groups
     shared = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": config.fused or None}
     if config.name == "sgd":
