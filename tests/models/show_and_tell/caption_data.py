@@ -54,6 +54,12 @@ class Captions(ResumableDataModule):
         place = torch.arange(len(images)).repeat_interleave(2)
         return CaptionBatch(*shown, words, lengths, place, torch.tensor(images), torch.tensor(rows))
 
+    def some_images(self, split, count):
+        return list(range(16))[:: -(-16 // count)]
+
+    def image_batch(self, split, images):
+        return self.batch(list(images))
+
     def train_dataloader(self):
         return self.resumable_loader(range(16), self.per_batch, seed=3, collate_fn=self.batch)
 

@@ -158,6 +158,24 @@ def test_resuming_is_exact_in_both_stages_and_between_them(tmp_path, uninterrupt
         assert torch.equal(value, other), name
 
 
+def test_features_are_standardised_over_training_images_once(tmp_path):
+    data = Captions()
+    options = RESUMED | {"network": RESUMED["network"] | {"feature_scale": 0.3}}
+    module = module_of(data, **options)
+    assert torch.equal(module.network.standardise(data.features), data.features)
+    fit(module, data, tmp_path, 1, two_stage=1, every=1000)
+    known = module.network.standardise(data.features)
+    spread = data.features.std(0, correction=0)
+    torch.testing.assert_close(known.mean(0), torch.zeros(1024), rtol=0, atol=1e-5)
+    torch.testing.assert_close(known.std(0, correction=0), 0.3 * spread / (spread + 0.1 * spread.mean()))
+    # a resumed run, in which the encoder has other features, keeps what it began with
+    again = module_of(Captions(), **options)
+    fit(again, Captions(), tmp_path, 3, two_stage=1, resume=tmp_path / "last.ckpt", every=1000)
+    assert torch.equal(again.network.standardise.mean, module.network.standardise.mean)
+    loaded = ShowAndTellModule.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)
+    assert torch.equal(loaded.network.standardise(data.features), again.network.standardise(data.features))
+
+
 def test_a_finished_stage_one_goes_on_with_stage_two(tmp_path, uninterrupted):
     first, second, third = (module_of(Captions(), **RESUMED) for _ in range(3))
     fit(first, Captions(), tmp_path, 1, two_stage=None, every=1000)

@@ -221,6 +221,11 @@ class CaptionDataModule(ResumableDataModule):
         (image,) = self._checked([image_index], table.num_images, split)
         return table.picture(image).permute(1, 2, 0).numpy()
 
+    def some_images(self, split: str, count: int) -> NDArray[np.int64]:
+        """At most `count` of the images with captions in use, spread evenly, for `image_batch`."""
+        images = self.dataset(split).images
+        return images[:: -(-len(images) // count)]
+
     def image_batch(self, split: str, image_indices: Sequence[int]) -> CaptionBatch:
         """These images with all their captions in use, as evaluated."""
         dataset = self.dataset(split)

@@ -22,8 +22,10 @@ from quintet.models.rare_events.token_memory import RecallConfig, TokenMemory
 from quintet.models.show_and_tell.captioner import Captioner
 from quintet.models.show_and_tell.decoding import DecoderSpeaker, DecodingConfig, remembered
 from quintet.models.show_and_tell.encoder import Encoder, EncoderConfig
-from quintet.models.show_and_tell.network import Decoder, NetworkConfig
+from quintet.models.show_and_tell.network import Decoder, NetworkConfig, Standardise
 from quintet.models.show_and_tell.scheduled_sampling import ScheduledSampling, sampled_outputs
+
+MEASURED = 2000  # training images, spread over the split, that features are standardised by
 
 
 class ShowAndTellModule(Captioner):
@@ -175,7 +177,24 @@ class ShowAndTellModule(Captioner):
         if stage != "fit" and datamodule is not None:
             self.prepare_datamodule(datamodule)
 
+    @torch.no_grad()
+    def measure_features(self, datamodule: Any) -> None:
+        """Mean and deviation of the encoder's features over training images, once; every rank sees the same ones."""
+        standardise = self.network.standardise
+        if not isinstance(standardise, Standardise) or bool(standardise.measured):
+            return
+        chosen = datamodule.some_images("train", MEASURED)
+        parts, training = [], self.encoder.training
+        self.encoder.eval()
+        for start in range(0, len(chosen), 50):
+            batch = datamodule.image_batch("train", chosen[start : start + 50])
+            source = batch.images if batch.features is None else batch.features
+            parts.append(self.features(source.to(self.device)).float())
+        self.encoder.train(training)
+        standardise.measure(torch.cat(parts), self.network.config.feature_scale)
+
     def on_fit_start(self) -> None:
+        self.measure_features(self.trainer.datamodule)
         config = self.encoder.config
         rank_zero_info(
             f"Show and Tell: {config.name} from {self.starts_from or 'random weights'} at {config.size} pixels,"

@@ -19,8 +19,10 @@ class NetworkConfig:
     """Everything under `model.network`.
 
     dropout: on what the LSTM reads and on what it says, not inside (the paper keeps .7). init: weights start from
-    U(-init, init). word_vectors: a file in word2vec's or GloVe's text format that W_e starts from, as wide as
-    `embedding`; null = random, the paper's choice. tied: the softmax has W_e's rows (not the paper's).
+    U(-init, init). feature_scale: null = the encoder's features as they are, the papers' way; a number: each feature
+    less its mean over training images, over its standard deviation, times that. word_vectors: a file in word2vec's or
+    GloVe's text format that W_e starts from, as wide as `embedding`; null = random, the paper's choice. tied: the
+    softmax has W_e's rows (not the paper's).
     """
 
     embedding: int = 512
@@ -28,6 +30,7 @@ class NetworkConfig:
     lstm: str = "paper"
     dropout: float = 0.3
     init: float = 0.08
+    feature_scale: float | None = None
     word_vectors: str | None = None
     tied: bool = False
 
@@ -41,8 +44,30 @@ class NetworkConfig:
             raise UserError(f"model.network.dropout={self.dropout}: give 0 to less than 1 (1 - the paper's keep .7)")
         if not self.init > 0:
             raise UserError(f"model.network.init={self.init}: give more than 0")
+        if self.feature_scale is not None and not self.feature_scale > 0:
+            raise UserError(f"model.network.feature_scale={self.feature_scale}: give more than 0, or null")
         if self.tied and self.embedding != self.hidden:
             raise UserError("model.network.tied=true needs model.network.embedding equal to model.network.hidden")
+
+
+class Standardise(nn.Module):
+    """Features (I, F) as they are until `measure` has seen some; its mean and deviations are in the checkpoint."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("factor", torch.ones(features))
+        self.register_buffer("measured", torch.tensor(False))
+
+    def measure(self, features_if: Tensor, scale: float) -> None:
+        """Afterwards these features have mean 0 and standard deviation `scale`; those that hardly vary have less."""
+        deviation_f = features_if.std(0, correction=0)
+        self.mean.copy_(features_if.mean(0))
+        self.factor.copy_(scale / (deviation_f + 0.1 * deviation_f.mean()).clamp_min(1e-12))
+        self.measured.fill_(True)
+
+    def forward(self, features_if: Tensor) -> Tensor:
+        return (features_if - self.mean) * self.factor
 
 
 class Decoder(nn.Module):
@@ -51,6 +76,7 @@ class Decoder(nn.Module):
     def __init__(self, config: NetworkConfig, features: int, vocabulary: Sequence[str]) -> None:
         super().__init__()
         self.config, self.features = config, features
+        self.standardise = nn.Identity() if config.feature_scale is None else Standardise(features)
         self.image = nn.Linear(features, config.embedding, bias=False)
         self.words = nn.Embedding(len(vocabulary), config.embedding)
         self.lstm = build_lstm(config.lstm, config.embedding, config.hidden)
@@ -69,7 +95,7 @@ class Decoder(nn.Module):
 
     def forward(self, features_if: Tensor, words_bt: Tensor, image_row_b: Tensor) -> Tensor:
         """LSTM outputs (B, T, H) after each of `words_bt`, which begin with bos; dropout is on them."""
-        image_b1d = of_captions(self.image(features_if), image_row_b)[:, None]
+        image_b1d = of_captions(self.image(self.standardise(features_if)), image_row_b)[:, None]
         x_btd = torch.cat([image_b1d, self.words(words_bt).to(image_b1d.dtype)], 1)
         return self.dropout(self.lstm(self.dropout(x_btd))[:, 1:])
 
@@ -81,7 +107,8 @@ class Decoder(nn.Module):
 
     def start(self, features_if: Tensor) -> LstmState:
         """The state (I, H) after the image."""
-        return self.lstm.step(self.lstm.project(self.dropout(self.image(features_if))), None)
+        image_id = self.image(self.standardise(features_if))
+        return self.lstm.step(self.lstm.project(self.dropout(image_id)), None)
 
     def step(self, word_n: Tensor, state: LstmState, table_vg: Tensor | None = None) -> LstmState:
         """The state after one more word; with `input_table`'s answer its product is looked up."""
