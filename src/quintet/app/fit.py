@@ -8,17 +8,20 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from quintet.app.build import build, build_all
 from quintet.app.preemption import SIGNALS, is_restarted
+from quintet.app.resolvers import sweep_run
 from quintet.app.run_dir import join_metrics, open_run, say_where, set_aside_metrics, stop_console_log
 from quintet.callbacks.checkpoint import AtomicCheckpointIO, LastCheckpoint, newest_checkpoint
 from quintet.callbacks.logged_steps import LoggedSteps
 from quintet.callbacks.provenance import Provenance
 from quintet.callbacks.random_state import RandomState
 from quintet.callbacks.requeue import SaveAndRequeue
+from quintet.callbacks.wandb_run import WandbRun
 from quintet.errors import UserError
 
 
@@ -69,10 +72,14 @@ def build_trainer(cfg: DictConfig, run_dir: Path) -> lightning.Trainer:
         saver = configured[-1] if has_saver else LastCheckpoint(str(run_dir / "checkpoints"))
         callbacks.append(SaveAndRequeue(SIGNALS, saver))
         plugins.append(SLURMEnvironment(auto_requeue=False))
+    loggers = build_all(cfg.logger)
+    for logger in loggers:
+        if isinstance(logger, WandbRun):
+            logger.show(plain)
     return build(
         plain["trainer"] | {"enable_progress_bar": bar},
         callbacks=callbacks,
-        logger=build_all(cfg.logger) or False,
+        logger=loggers or False,
         default_root_dir=str(run_dir),
         use_distributed_sampler=False,  # the datamodules split their own, resumable order over the ranks
         plugins=plugins,
@@ -80,8 +87,9 @@ def build_trainer(cfg: DictConfig, run_dir: Path) -> lightning.Trainer:
 
 
 def _checkpoint_to_resume(cfg: DictConfig, run_dir: Path) -> Path | None:
-    """The newest complete checkpoint for `resume=` and for a job that SLURM put back in the queue."""
-    if not cfg.resume and not is_restarted():
+    """The newest complete checkpoint for `resume=`, for a job or a sweep's run that was put back in the queue."""
+    again = is_restarted() or cfg.run_id == sweep_run()
+    if not cfg.resume and not again:
         return None
     found = newest_checkpoint(run_dir / "checkpoints")
     if found is None and cfg.resume:
@@ -109,9 +117,13 @@ def compile_children(module: torch.nn.Module) -> None:
 
 
 def close_loggers() -> None:
-    """End the W&B run, also after a crash (decision 7), without importing wandb for the others."""
+    """End the W&B run, also after a crash (decision 7), without importing wandb for the others.
+
+    A trial that its sweep stops early, by SIGTERM through the agent, has not failed.
+    """
     import sys
 
     if "wandb" in sys.modules and sys.modules["wandb"].run is not None:
-        crashed = sys.exc_info()[0] is not None
-        sys.modules["wandb"].finish(exit_code=1 if crashed else 0)
+        error = sys.exc_info()[1]
+        stopped = sweep_run() is not None and isinstance(error, SIGTERMException)
+        sys.modules["wandb"].finish(exit_code=0 if error is None or stopped else 1)

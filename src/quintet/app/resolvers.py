@@ -13,8 +13,15 @@ from quintet.app.config import REPOSITORY
 INTERACTIVE = ("bash", "sh", "zsh", "interactive")  # a shell that salloc or srun --pty opened: many runs, one job
 
 
+def sweep_run() -> str | None:
+    """The run that a W&B agent has started this process for; W&B heeds no other id then."""
+    return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+
+
 def base_id() -> str:
-    """One id for all ranks of a run: QUINTET_RUN_ID, else the SLURM job, else the time (design decision 5)."""
+    """One id for all ranks of a run: a sweep's, QUINTET_RUN_ID, else the SLURM job, else the time (decision 5)."""
+    if sweep_run():
+        return sweep_run()
     slurm = os.environ.get("SLURM_JOB_ID") if os.environ.get("SLURM_JOB_NAME") not in INTERACTIVE else None
     return os.environ.setdefault("QUINTET_RUN_ID", f"slurm-{slurm}" if slurm else time.strftime("%Y-%m-%d_%H-%M-%S"))
 
