@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from quintet.app import compose, slurm
 from quintet.app.config import Origin, check, check_multirun, suggest
 from quintet.app.preemption import SIGNALS
+from quintet.app.secret_forms import refuse_on_command_line
 from quintet.errors import UserError
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions reach `one_line_errors` instead of Hydra's own printer
@@ -71,6 +72,7 @@ def train_main(hydra_train: Callable[[], None]) -> int:
     # `debug` is a config group with an option called true; Hydra takes only strings for group choices.
     sys.argv = [re.sub(r"^debug=(true|false)$", r"debug='\1'", a, flags=re.IGNORECASE) for a in sys.argv]
     with one_line_errors(sys.argv):
+        refuse_on_command_line(sys.argv[1:])
         run = argument("resume", sys.argv[1:])
         if run:
             resume_job(Path(run), [a for a in sys.argv[1:] if not a.startswith("resume=")])
@@ -145,6 +147,7 @@ def eval_main() -> int:
         print(compose.eval_help())
         return 0
     with one_line_errors(argv):
+        refuse_on_command_line(argv)
         mine = [a for a in argv if re.split(r"[.=]", a.lstrip("+~"))[0] in EVAL_KEYS]
         request = compose.compose_checked("eval", mine)
         cfg = compose.config_of(request.run, request.ckpt)

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from quintet.app.secret_forms import refuse_in_configuration
 from quintet.app.signature import class_attribute, signature_of
 from quintet.errors import UserError
 
@@ -95,6 +96,7 @@ def check(cfg: DictConfig, origin: Origin) -> None:
         if key not in legal:
             raise UserError(f"unknown key '{key}' {origin.of(key)}: {suggest(key, list(legal))}")
         _check_type(key, value, str(legal[key]), origin)
+    refuse_in_configuration(plain)
     for path, node in targets(plain):
         check_target(path, node, origin)
     for group in ("callbacks", "logger"):
