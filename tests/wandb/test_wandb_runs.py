@@ -1,9 +1,15 @@
 """Runs that report to W&B: what arrives, resuming, crashing, being put back by a sweep, offline and `wandb sync`."""
 
 import csv
+import importlib
+import os
 
+import pytest
 from harness import TINY
 from wandb_client import KEY
+
+from quintet.callbacks.wandb_run import WandbRun
+from quintet.errors import UserError
 
 DIGITS = [
     *("experiment=influence_sample", "callbacks=quiet", "trainer=cpu", "trainer.enable_progress_bar=false"),
@@ -88,3 +94,13 @@ def test_offline_and_sync(client):
     arrived, here = run.values("train/loss"), column(folder, "train/loss")
     assert arrived[: len(first)] == first
     assert arrived[len(first) :] == here[len(first) - len(arrived) :] != []
+
+
+def test_no_key_is_one_line(tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run = WandbRun(project="quintet", name="none", id="none", save_dir=str(tmp_path))
+    with pytest.raises(UserError, match=r"No API key.*`wandb login`, or logger\.wandb\.mode=offline"):
+        run.experiment  # noqa: B018
+    importlib.import_module("wandb").teardown()  # it keeps what it has found in the environment
