@@ -34,6 +34,7 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { echo "python3 has no venv module here: apt-get install python3-venv"; exit 1; }
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet -r requirements.txt
+	$(BIN)/pip install --quiet --no-deps hydra-optuna-sweeper==1.3.0 sweeps==0.3.0 # their pins shut out Optuna 3+, NumPy 2
 	touch $@
 
 clean:

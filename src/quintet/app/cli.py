@@ -90,8 +90,10 @@ def _with_legal_additions(hydra_train: Callable[[], None]) -> None:
             match = re.search(r"Could not override '([^']+)'", str(error))
             if match is None or type(error).__name__ != "ConfigCompositionException":
                 raise
-            key = match.group(1)
-            sys.argv = compose.add_if_legal(key, sys.argv)
+            changed = compose.add_if_legal(match.group(1), sys.argv)
+            if changed == sys.argv:  # the key does not come from the command line
+                raise
+            sys.argv = changed
 
 
 def train_job(cfg: DictConfig) -> float | None:
@@ -107,6 +109,8 @@ def _train_job(cfg: DictConfig) -> float | None:
     origin = Origin(tuple(hydra.overrides.task), tuple((k, str(v)) for k, v in hydra.runtime.choices.items() if v))
     launcher = str(hydra.runtime.choices.get("hydra/launcher"))
     slurm.check_mode(hydra.mode.name, launcher)
+    if hydra.runtime.choices.get("search") and hydra.mode.name == "RUN":
+        raise UserError(f"search={hydra.runtime.choices.search} is many runs: add -m")
     check_multirun(cfg, hydra.mode.name, launcher)
     check(cfg, origin)
     slurm.check_tasks(cfg)
@@ -126,6 +130,8 @@ def resume_job(run: Path, overrides: list[str]) -> None:
     SIGNALS.take()
     if argument("launcher", overrides):
         raise UserError(f"resume= takes no launcher=: in SLURM's queue say `sbatch scripts/slurm.sbatch resume={run}`")
+    if argument("search", overrides):
+        raise UserError("resume= takes no search=: it continues one run")
     cfg = compose.saved_config(run)
     compose.apply_overrides(cfg, overrides, root="train")
     with open_dict(cfg):

@@ -17,6 +17,8 @@ from quintet.app.config import CONF, Origin, check_target, suggest, targets
 from quintet.app.signature import signature_of
 from quintet.errors import UserError
 
+OPTUNA_SWEEPER = "hydra-optuna-sweeper==1.3.0"  # it asks for Optuna 2, and works with 5
+
 
 def compose_config(root: str, overrides: list[str]) -> DictConfig:
     """conf/<root>.yaml with overrides, as Hydra composes it."""
@@ -96,6 +98,8 @@ def explain(error: BaseException) -> str:
     )
     if missing:
         group, choice = missing.groups()
+        if (group, choice) == ("hydra/sweeper", "optuna"):
+            return f"this search needs Optuna: pip install optuna==5.0.0 && pip install --no-deps {OPTUNA_SWEEPER}"
         options = [p.stem for p in (CONF / group).glob("*.yaml")]
         return f"unknown {group}={choice}: {suggest(choice, options)}"
     group = re.search(r"Could not override '([^']+)'\.\s*No match in the defaults list", text)
