@@ -49,7 +49,7 @@ class Client:
         }
         self.paths = [f"paths.log_dir={folder}/logs", f"paths.cache_dir={folder}/cache", "name=test"]
 
-    def call(self, command: list[str], env: dict | None = None, timeout: float = 200):
+    def call(self, command: list[str], env: dict | None = None, timeout: float = 600):
         """The finished process with stdout and stderr as text."""
         return subprocess.run(
             command, cwd=REPOSITORY, env=self.env | (env or {}), capture_output=True, text=True, timeout=timeout

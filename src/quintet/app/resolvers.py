@@ -27,7 +27,9 @@ def base_id() -> str:
 
 
 def _run_id() -> str:
-    """The base id, with the job's number behind it in a multirun."""
+    """The base id, with the job's number behind it in a multirun; a sweep's trial is one run, however it is started."""
+    if sweep_run():
+        return sweep_run()
     if HydraConfig.initialized() and HydraConfig.get().mode is not None and HydraConfig.get().mode.name == "MULTIRUN":
         return f"{base_id()}-{OmegaConf.select(HydraConfig.get(), 'job.num', throw_on_missing=False) or 0}"
     return base_id()

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import WandbLogger
 
+from quintet.app.resolvers import sweep_run
 from quintet.errors import UserError
 
 SHOWN = ("name", "seed", "monitor", "model", "data", "trainer")  # of the configuration, what W&B can filter runs by
@@ -14,12 +15,12 @@ SHOWN = ("name", "seed", "monitor", "model", "data", "trainer")  # of the config
 class WandbRun(WandbLogger):
     """A W&B run whose id is the run directory's, so that `resume=` and a requeued job go on with it.
 
-    mode: online | offline | disabled. Everything else that W&B can be told has a variable of its own, WANDB_... Errors:
-    UserError when W&B has no key or does not answer.
+    mode: online | offline | disabled; None: as WANDB_MODE says, else online. What else W&B can be told has variables of
+    its own. Errors: UserError when W&B has no key or does not answer.
     """
 
     def __init__(
-        self, project: str, name: str, id: str, save_dir: str, mode: str = "online", resume: str = "allow",
+        self, project: str, name: str, id: str, save_dir: str, mode: str | None = None, resume: str = "allow",
         entity: str | None = None, group: str | None = None, job_type: str | None = None, notes: str | None = None,
         tags: list | None = None, log_model: bool = False,
     ) -> None:  # fmt: skip
@@ -29,6 +30,8 @@ class WandbRun(WandbLogger):
             **described,
         )  # fmt: skip
         self._wandb_init.pop("anonymous")  # Lightning's default for it makes W&B warn
+        if sweep_run():  # these are the sweep's, and W&B warns of others
+            self._wandb_init |= {"project": None, "id": None, "entity": None}
 
     @property
     def experiment(self) -> Any:
