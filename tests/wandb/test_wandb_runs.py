@@ -80,11 +80,12 @@ def test_a_rank_that_fails(client):
 
 
 def test_offline_and_sync(client):
-    """Two offline parts of one run become one run of the server's."""
-    client.train(*DIGITS, "trainer.max_steps=3", "run_id=away", "logger.wandb.mode=offline")
+    """Two offline parts of one run, of two forked processes, become one run of the server's."""
+    forked = ["trainer=ddp_cpu", "trainer.strategy=ddp_fork"]
+    client.train(*DIGITS, *forked, "trainer.max_steps=3", "run_id=away", env={"WANDB_MODE": "offline"})
     folder = client.directory("away")
     first = column(folder, "train/loss")
-    client.train(f"resume={folder}", "trainer.max_steps=6")
+    client.train(f"resume={folder}", "trainer.max_steps=6", "logger.wandb.mode=offline")
     assert "away" not in client.server.runs
     parts = sorted((folder / "wandb").glob("offline-run-*"))
     assert len(parts) == 2

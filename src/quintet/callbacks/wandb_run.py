@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from typing import Any
 
 from lightning.pytorch.loggers import WandbLogger
@@ -46,6 +47,12 @@ class WandbRun(WandbLogger):
                 f"W&B did not start the run: {reason} (`wandb login`, or logger.wandb.mode=offline and "
                 "`wandb sync` later, or logger=csv)"
             ) from error
+
+    def finalize(self, status: str) -> None:
+        """End the run here in a process that ddp_fork has made: it goes without coming back to `fit`, which would."""
+        super().finalize(status)
+        if multiprocessing.parent_process() is not None and self._experiment is not None:
+            self._experiment.finish(exit_code=0 if status == "success" else 1)
 
     def log_hyperparams(self, params: Any) -> None:
         """Nothing: the module's arguments are in the configuration, and the data's facts may be a whole vocabulary."""
