@@ -92,7 +92,7 @@ class ResumableDataModule(pl.LightningDataModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self._batches_per_epoch = 0
+        self._batches_per_epoch, self._batches_done = 0, 0
 
     def resumable_loader(self, dataset: Sized, batch_size: int, seed: int, **kwargs: Any) -> DataLoader:
         """The shuffled training loader of this rank, standing where the checkpoint left it."""
@@ -123,17 +123,23 @@ class ResumableDataModule(pl.LightningDataModule):
         """(epoch, batch in it) of the next training batch."""
         if self.trainer is None:
             return 0, 0
-        # `processed`: inside on_train_batch_end `completed` is still one behind
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        # the checkpoint's own count: a model that asks how long the run is has the loader made before Lightning's
+        done = max(self._processed(), self._batches_done)
         batches = self.trainer.num_training_batches
         # with worker processes the first indices are drawn before Lightning has counted the batches of an epoch
         batches = batches if isinstance(batches, int) and batches > 0 else self._batches_per_epoch
         return divmod(done, batches) if batches else (0, 0)
 
+    def _processed(self) -> int:
+        """Batches so far; inside on_train_batch_end `completed` would still be one behind."""
+        return 0 if self.trainer is None else self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+
     def state_dict(self) -> dict[str, int]:
-        """Batches of an epoch, for `position` before Lightning knows them again."""
+        """Batches of an epoch and batches done, for `position` before Lightning knows them again."""
         batches = self.trainer.num_training_batches if self.trainer is not None else self._batches_per_epoch
-        return {"batches_per_epoch": batches if isinstance(batches, int) else self._batches_per_epoch}
+        batches = batches if isinstance(batches, int) else self._batches_per_epoch
+        return {"batches_per_epoch": batches, "batches_done": self._processed()}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self._batches_per_epoch = int(state_dict["batches_per_epoch"])
+        self._batches_done = int(state_dict.get("batches_done", 0))
