@@ -13,9 +13,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from quintet.app.build import build, build_all
+from quintet.app.metrics_csv import join_metrics, set_aside_metrics
 from quintet.app.preemption import SIGNALS, is_restarted
 from quintet.app.resolvers import sweep_run
-from quintet.app.run_dir import join_metrics, open_run, say_where, set_aside_metrics, stop_console_log
+from quintet.app.run_dir import open_run, say_where, stop_console_log
 from quintet.callbacks.checkpoint import AtomicCheckpointIO, LastCheckpoint, newest_checkpoint
 from quintet.callbacks.logged_steps import LoggedSteps
 from quintet.callbacks.provenance import Provenance

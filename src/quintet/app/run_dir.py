@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import sys
@@ -23,11 +22,18 @@ def open_run(cfg: DictConfig, is_main: bool) -> Path:
     for name in LAYOUT:
         (run_dir / name).mkdir(parents=True, exist_ok=True)
     if is_main:
-        OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
+        replace(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         facts = {"command": command()} | commit() | {"hardware": hardware(), "versions": versions()}
-        (run_dir / "environment.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        replace(run_dir / "environment.json", json.dumps(facts, indent=2) + "\n")
         start_console_log(run_dir / "console.log")
     return run_dir
+
+
+def replace(path: Path, text: str) -> None:
+    """Write `text` aside and rename it: a resumed run that is killed here still has the file of its last start."""
+    aside = path.with_name(f"{path.name}.partial")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
 
 
 def command() -> str:
@@ -80,37 +86,6 @@ def stop_console_log() -> None:
         if isinstance(handler, logging.FileHandler) or type(handler) is logging.StreamHandler:
             root.removeHandler(handler)
             handler.close()
-
-
-def set_aside_metrics(run_dir: Path) -> None:
-    """Move metrics.csv away before resuming: Lightning's CSV logger deletes what it finds."""
-    path = run_dir / "metrics.csv"
-    if path.exists():
-        part = len(list(run_dir.glob("metrics.part*.csv")))
-        path.rename(run_dir / f"metrics.part{part}.csv")
-
-
-def join_metrics(run_dir: Path) -> None:
-    """One metrics.csv from the parts of a resumed run; a later part replaces the steps it did again."""
-    parts = sorted(run_dir.glob("metrics.part*.csv"), key=lambda p: int(p.stem.removeprefix("metrics.part")))
-    path = run_dir / "metrics.csv"
-    if not parts:
-        return
-    rows: list[dict[str, str]] = []
-    for file in [*parts, *([path] if path.exists() else [])]:  # nothing was left to do: nothing was logged
-        with file.open(newline="", encoding="utf-8") as handle:
-            new = list(csv.DictReader(handle))
-        first = min((int(r["step"]) for r in new), default=sys.maxsize)
-        rows = [r for r in rows if int(r["step"]) < first] + new
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    joined = path.with_suffix(".joined")
-    with joined.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-    joined.replace(path)
-    for file in parts:
-        file.unlink()
 
 
 def say_where(run_dir: Path, metrics: dict[str, float]) -> None:

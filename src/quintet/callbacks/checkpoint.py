@@ -82,16 +82,22 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 class LastCheckpoint(Checkpoint):
-    """`last.ckpt` every `every_n_steps` optimiser steps, when training stops, and after each epoch's validation."""
+    """`last.ckpt` every `every_n_steps` optimiser steps, when training stops, and after each epoch's validation.
+
+    Lightning logs a batch's metrics after its checkpoint is written. So that no kill can come between the two, the file
+    waits as `next.ckpt` until they are logged.
+    """
 
     def __init__(self, dirpath: str, every_n_steps: int = 500) -> None:
-        self.path = Path(dirpath) / "last.ckpt"
+        self.path, self.waiting = Path(dirpath) / "last.ckpt", Path(dirpath) / "next.ckpt"
         self.every_n_steps = every_n_steps
         self.saved_step, self._first_step = -1, 0
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """A resumed run counts from where it stands."""
+        """A resumed run counts from where it stands; what a killed one left waiting is done again."""
         self._first_step = trainer.global_step
+        if trainer.is_global_zero:
+            self.waiting.unlink(missing_ok=True)
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *args: Any) -> None:
         """Save at a step boundary; Lightning counts a batch as completed only after this hook and allows for it."""
@@ -107,9 +113,31 @@ class LastCheckpoint(Checkpoint):
         if complete and not trainer.sanity_checking:
             self.save(trainer)
 
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        """The batch before is logged."""
+        self.publish(trainer)
+
+    def on_validation_start(self, trainer: Trainer, *args: Any) -> None:
+        """The batch before is logged."""
+        self.publish(trainer)
+
+    def on_train_end(self, trainer: Trainer, *args: Any) -> None:
+        """All is logged."""
+        self.publish(trainer)
+
+    def on_exception(self, trainer: Trainer, *args: Any) -> None:
+        """Nothing more will be logged."""
+        self.publish(trainer)
+
     def save(self, trainer: Trainer) -> None:
-        """Write `last.ckpt` now; every rank must call."""
+        """Write the checkpoint now, for `publish` to give it its name; every rank must call."""
         if trainer.fast_dev_run:
             return
-        trainer.save_checkpoint(self.path, weights_only=False)  # optimiser and loops too
+        trainer.save_checkpoint(self.waiting, weights_only=False)  # optimiser and loops too
         self.saved_step = trainer.global_step
+
+    def publish(self, trainer: Trainer) -> None:
+        """What waits becomes `last.ckpt`; that one stays as `last.ckpt.previous`."""
+        if trainer.is_global_zero and self.waiting.exists():
+            _keep_previous(self.path)
+            self.waiting.replace(self.path)

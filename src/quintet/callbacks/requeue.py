@@ -70,6 +70,7 @@ class SaveAndRequeue(Checkpoint):
 
     def _leave(self, trainer: Trainer) -> None:
         """Requeue, unless SLURM is ending the job and so decides itself, and end this process."""
+        self.saver.publish(trainer)
         if trainer.is_global_zero and self._noted == WARNED and self.signals.noted != ENDING:
             self.signals.requeue()
         rank_zero_info(f"saved {self.saver.path} at step {trainer.global_step} for the job's next start")
