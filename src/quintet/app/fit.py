@@ -17,6 +17,7 @@ from quintet.app.metrics_csv import join_metrics, set_aside_metrics
 from quintet.app.preemption import SIGNALS, is_restarted
 from quintet.app.resolvers import sweep_run
 from quintet.app.run_dir import open_run, say_where, stop_console_log
+from quintet.app.strategies import strategy_of
 from quintet.callbacks.checkpoint import AtomicCheckpointIO, LastCheckpoint, newest_checkpoint
 from quintet.callbacks.logged_steps import LoggedSteps
 from quintet.callbacks.provenance import Provenance
@@ -78,7 +79,8 @@ def build_trainer(cfg: DictConfig, run_dir: Path) -> lightning.Trainer:
         if isinstance(logger, WandbRun):
             logger.show(plain)
     return build(
-        plain["trainer"] | {"enable_progress_bar": bar},
+        plain["trainer"] | {"enable_progress_bar": bar, "strategy": "auto"},
+        strategy=strategy_of(plain["trainer"].get("strategy", "auto")),
         callbacks=callbacks,
         logger=loggers or False,
         default_root_dir=str(run_dir),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import distributed
 
 
 def capture() -> dict[str, Any]:
@@ -35,7 +36,12 @@ def restore(state: dict[str, Any]) -> None:
 
 
 class RandomState(Callback):
-    """Saves rank 0's generators in the checkpoint, restores them at train start, shields them from validation."""
+    """Saves every rank's generators in the checkpoint, restores them at train start, shields them from validation.
+
+    Ranks start with one seed, so that they build the same network; from the start of training each draws torch's random
+    numbers, such as dropout's, from a seed of its own. With another number of ranks than saved, rank 0 goes on with its
+    own numbers and the others start new ones.
+    """
 
     def __init__(self) -> None:
         self._resumed: dict[str, Any] | None = None
@@ -43,17 +49,28 @@ class RandomState(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Validation may be running: what training continues from is the state before it."""
-        checkpoint["random_state"] = self._before_validation or capture()
+        own = self._before_validation or capture()
+        checkpoint["random_state"] = own
+        if trainer.world_size > 1:
+            states = [own] * trainer.world_size
+            distributed.all_gather_object(states, own)
+            checkpoint["random_state"], checkpoint["random_states"] = states[0], states
 
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the state until building and the sanity check have drawn their numbers."""
-        self._resumed = checkpoint.get("random_state")
+        states = checkpoint.get("random_states", [])
+        if len(states) == trainer.world_size:
+            self._resumed = states[trainer.global_rank]
+        elif trainer.is_global_zero:
+            self._resumed = checkpoint.get("random_state")
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Continue where the checkpoint stood."""
         if self._resumed is not None:
             restore(self._resumed)
             self._resumed = None
+        elif not trainer.is_global_zero:
+            torch.manual_seed(torch.initial_seed() + trainer.global_rank)
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Remember the state; validation may sample."""

@@ -1,4 +1,4 @@
-"""Examples of all distributed ranks, in rank order."""
+"""What distributed ranks do together: examples in rank order, the mean of a global batch."""
 
 import torch
 from torch import Tensor, distributed
@@ -6,6 +6,27 @@ from torch import Tensor, distributed
 
 def _alone() -> bool:
     return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1
+
+
+def batch_mean(losses_b: Tensor) -> Tensor:
+    """The rank's part in the mean of all ranks' losses (B,), where ranks differ in B.
+
+    DDP takes the mean of the ranks' gradients; that of these is the gradient of the global batch's mean.
+    """
+    if _alone():
+        return losses_b.mean()
+    count = torch.tensor(float(len(losses_b)), device=losses_b.device)
+    distributed.all_reduce(count)
+    return losses_b.sum() * (distributed.get_world_size() / count)
+
+
+def over_ranks(loss: Tensor) -> Tensor:
+    """The ranks' mean of a loss, to be logged: that of the global batch. No gradient, and no barrier as `sync_dist`."""
+    if _alone():
+        return loss
+    mean = loss.detach().clone()
+    distributed.all_reduce(mean)
+    return mean / distributed.get_world_size()
 
 
 def largest_of_ranks(count: int, device: torch.device) -> tuple[int, int]:

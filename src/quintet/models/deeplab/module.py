@@ -25,6 +25,7 @@ from quintet.models.deeplab.multi_scale import IGNORE, fuse, resize, summed_loss
 from quintet.models.deeplab.network import DeepLab
 from quintet.models.optimizer import OptimizerConfig, build_optimizer, from_mapping
 from quintet.models.plain import plain, refuse_other_weights
+from quintet.models.ranks import over_ranks
 
 STAGES = ("val", "test")
 
@@ -112,7 +113,7 @@ class DeepLabModule(LightningModule):
 
     def training_step(self, batch: SegmentationBatch, batch_idx: int) -> Tensor:
         loss = self.example_losses(batch).mean()
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.images))
+        self.log("train/loss", over_ranks(loss), prog_bar=True, batch_size=len(batch.images))
         return loss + self.regularisation()
 
     def validation_step(self, batch: SegmentationBatch, batch_idx: int) -> None:

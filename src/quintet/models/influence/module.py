@@ -24,6 +24,7 @@ from quintet.models.influence.rbf import RbfMachine
 from quintet.models.influence.settings import build_network, check_labels, check_settings
 from quintet.models.optimizer import build_optimizer, from_mapping
 from quintet.models.plain import check_facts, plain, refuse_other_weights
+from quintet.models.ranks import over_ranks
 
 log = logging.getLogger(__name__)
 
@@ -171,8 +172,9 @@ class ClassifierModule(LightningModule):
                 f"the training loss is {mean.item():g} (L2 term {penalty.item():g}) at step {self.global_step}: look"
                 " for inf or nan in the data, or lower model.optimizer.lr"
             )
-        self.log("train/loss", mean + penalty, prog_bar=True, batch_size=len(batch.labels))
-        return mean + penalty
+        loss = mean + penalty
+        self.log("train/loss", over_ranks(loss), prog_bar=True, batch_size=len(batch.labels))
+        return loss
 
     def _cast(self, batch: ExampleBatch) -> ExampleBatch:
         """In the model's precision: once for the full batch, not in each of L-BFGS's evaluations."""

@@ -16,6 +16,7 @@ from quintet.data.batches import EpisodeBatch
 from quintet.errors import UserError
 from quintet.models.optimizer import OptimizerConfig, build_optimizer, from_mapping
 from quintet.models.plain import plain, refuse_other_weights
+from quintet.models.ranks import over_ranks
 from quintet.models.rare_events.memory import Memory, MemoryConfig
 from quintet.models.rare_events.network import ConvNet, ConvNetConfig
 
@@ -114,7 +115,7 @@ class RareEventsModule(LightningModule):
 
     def on_train_batch_end(self, outputs: Tensor, batch: EpisodeBatch, batch_idx: int) -> None:
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.labels))
+        self.log("train/loss", over_ranks(loss), prog_bar=True, batch_size=len(batch.labels))
 
     def _stream(self, images_btchw: Tensor, values_bt: Tensor) -> Tensor:
         """Margin losses (B, T) of B episodes that share the memory as it is, read and written image by image."""

@@ -18,6 +18,7 @@ from quintet.data.special_ids import BOS, EOS
 from quintet.errors import UserError
 from quintet.models.optimizer import OptimizerConfig, build_optimizer, from_mapping
 from quintet.models.plain import plain, refuse_other_weights
+from quintet.models.ranks import over_ranks
 from quintet.models.rare_events.beam_search import beam_search, select_rows
 from quintet.models.rare_events.memory import MemoryAnswer, MemoryConfig
 from quintet.models.rare_events.neural_gpu import ExtendedNeuralGPU, NeuralGPUConfig
@@ -127,7 +128,7 @@ class SequenceModule(LightningModule):
     def training_step(self, batch: SequencePairBatch, batch_idx: int) -> Tensor:
         out = self.outputs(batch)
         loss = self.losses(out, len(batch.source)).mean()
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.source))
+        self.log("train/loss", over_ranks(loss), prog_bar=True, batch_size=len(batch.source))
         if out.answer is not None:
             hits = (out.answer.value == out.token).float().mean()
             self.log("train/memory_accuracy", hits, batch_size=len(batch.source))

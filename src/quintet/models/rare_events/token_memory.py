@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from quintet.errors import UserError
+from quintet.models.ranks import largest_of_ranks
 from quintet.models.rare_events.memory import Memory, MemoryAnswer, MemoryConfig
-from quintet.models.rare_events.ranks import largest_of_ranks
 
 
 @dataclass(frozen=True)

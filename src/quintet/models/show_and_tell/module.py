@@ -17,6 +17,7 @@ from quintet.data.special_ids import EOS
 from quintet.errors import UserError
 from quintet.models.optimizer import OptimizerConfig, build_optimizer, from_mapping
 from quintet.models.plain import plain, refuse_other_weights
+from quintet.models.ranks import batch_mean, over_ranks
 from quintet.models.rare_events.memory import MemoryConfig
 from quintet.models.rare_events.token_memory import RecallConfig, TokenMemory
 from quintet.models.show_and_tell.captioner import Captioner
@@ -150,8 +151,8 @@ class ShowAndTellModule(Captioner):
     def training_step(self, batch: CaptionBatch, batch_idx: int) -> Tensor:
         truth = self.sampling.truth(self.trainer.global_step)
         loss_b, told = self._losses(batch, truth)
-        loss = loss_b.mean()
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.words))
+        loss = batch_mean(loss_b)
+        self.log("train/loss", over_ranks(loss), prog_bar=True, batch_size=len(batch.words))
         if self.sampling.schedule != "none":
             self.log("train/truth", truth, batch_size=len(batch.words))
         if told is not None:

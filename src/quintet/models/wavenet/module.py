@@ -17,6 +17,7 @@ from quintet.data.batches import AudioBatch
 from quintet.errors import UserError
 from quintet.models.optimizer import OptimizerConfig, build_optimizer, from_mapping
 from quintet.models.plain import check_facts, plain, refuse_other_weights
+from quintet.models.ranks import over_ranks
 from quintet.models.wavenet.metrics import NATS_PER_BIT, SampleNats
 from quintet.models.wavenet.network import WaveNet, WaveNetConfig, describe_receptive_field
 from quintet.models.wavenet.top import LAST, TopBatch, WaveNetTop, top_of
@@ -113,7 +114,7 @@ class WaveNetModule(LightningModule):
 
     def training_step(self, batch: AudioBatch, batch_idx: int) -> Tensor:
         loss = self.example_losses(batch).mean()
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.audio))
+        self.log("train/loss", over_ranks(loss), prog_bar=True, batch_size=len(batch.audio))
         return loss
 
     def validation_step(self, batch: AudioBatch, batch_idx: int) -> None:
