@@ -4,6 +4,7 @@ Each copy is a process group of its own, as a job is: a kill takes its data work
 through shared memory, so that the parent can kill it at a step without asking the file system.
 """
 
+import contextlib
 import importlib
 import mmap
 import os
@@ -54,13 +55,14 @@ class Life:
         self._notes[:] = NOTES.pack(-1, -1, 0.0)
         self.log, self.started = log, time.monotonic()
         self.pid = os.fork()
+        with contextlib.suppress(OSError):  # both do it, so that neither has to wait for the other
+            os.setpgid(self.pid, self.pid)
         if self.pid == 0:
             self._live(overrides, prepare)
 
     def _live(self, overrides: list[str], prepare: Callable[[], None]) -> None:
         code = 1
         try:
-            os.setsid()
             log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(log, 1)
             os.dup2(log, 2)

@@ -50,6 +50,7 @@ NOISE = (
     "litlogger",
     "does not have many workers",
     "is not resumable",
+    "sync_dist=True",
     "exists and is not empty",
     "was configured so",
     "module(s) in eval mode",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
@@ -10,6 +11,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from quintet.app.build import build
+
+# torch 2.13 has renamed it
+RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+SEND_BUFFERS = "forward_sync_buffers" if RENAMED else "broadcast_buffers"
 
 
 class QuintetDDP(DDPStrategy):
@@ -20,7 +25,7 @@ class QuintetDDP(DDPStrategy):
     """
 
     def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
-        self._ddp_kwargs["broadcast_buffers"] = learns_statistics(model)
+        self._ddp_kwargs[SEND_BUFFERS] = learns_statistics(model)
         return super()._setup_model(model)
 
 
