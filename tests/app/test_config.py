@@ -93,7 +93,7 @@ def test_a_strangers_target_is_refused():
 
 def test_a_pair_that_does_not_fit_names_the_data_that_does():
     cfg = composed()
-    cfg.data = {"_target_": "lightning.pytorch.LightningDataModule"}
+    cfg.data = {"_target_": "quintet.data.resumable.ResumableDataModule"}
     with pytest.raises(UserError) as caught:
         config.check(cfg, config.Origin())
     assert "AudioBatch" in str(caught.value) and "vctk" in str(caught.value)

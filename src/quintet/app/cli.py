@@ -18,6 +18,8 @@ from quintet.app import compose, slurm
 from quintet.app.config import Origin, check, check_multirun, suggest
 from quintet.app.preemption import SIGNALS
 from quintet.app.secret_forms import refuse_on_command_line
+from quintet.app.secret_values import refuse_secrets
+from quintet.app.trust import keep_home
 from quintet.errors import UserError
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions reach `one_line_errors` instead of Hydra's own printer
@@ -73,6 +75,7 @@ def train_main(hydra_train: Callable[[], None]) -> int:
     sys.argv = [re.sub(r"^debug=(true|false)$", r"debug='\1'", a, flags=re.IGNORECASE) for a in sys.argv]
     with one_line_errors(sys.argv):
         refuse_on_command_line(sys.argv[1:])
+        refuse_secrets(sys.argv, "the command line")
         run = argument("resume", sys.argv[1:])
         if run:
             resume_job(Path(run), [a for a in sys.argv[1:] if not a.startswith("resume=")])
@@ -115,6 +118,7 @@ def _train_job(cfg: DictConfig) -> float | None:
     check(cfg, origin)
     slurm.check_tasks(cfg)
     OmegaConf.resolve(cfg)
+    check(cfg, origin)  # again: an interpolation may have brought in something else
     from quintet.app.fit import fit  # heavy: torch and Lightning
 
     metrics = fit(cfg)
@@ -133,6 +137,7 @@ def resume_job(run: Path, overrides: list[str]) -> None:
     if argument("search", overrides):
         raise UserError("resume= takes no search=: it continues one run")
     cfg = compose.saved_config(run)
+    keep_home(cfg, run)
     compose.apply_overrides(cfg, overrides, root="train")
     with open_dict(cfg):
         cfg.resume, cfg.run_dir = str(run), str(run.resolve())
@@ -154,6 +159,7 @@ def eval_main() -> int:
         return 0
     with one_line_errors(argv):
         refuse_on_command_line(argv)
+        refuse_secrets(argv, "the command line")
         mine = [a for a in argv if re.split(r"[.=]", a.lstrip("+~"))[0] in EVAL_KEYS]
         request = compose.compose_checked("eval", mine)
         cfg = compose.config_of(request.run, request.ckpt)

@@ -15,8 +15,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from quintet.app import resolvers  # noqa: F401  conf/ uses them
 from quintet.app.config import CONF, Origin, check_target, suggest, targets
 from quintet.app.signature import signature_of
+from quintet.app.trust import check_name, guard_composition, plain_config, read_saved, refuse_links
 from quintet.errors import UserError
 
+guard_composition()
 OPTUNA_SWEEPER = "hydra-optuna-sweeper==1.3.0"  # it asks for Optuna 2, and works with 5
 
 
@@ -114,7 +116,8 @@ def saved_config(run: Path) -> DictConfig:
     path = run / "config.yaml"
     if not path.is_file():
         raise UserError(f"'{run}' is no run directory: it has no config.yaml (runs lie under logs/<name>/<run_id>)")
-    return OmegaConf.load(path)
+    refuse_links(run)
+    return read_saved(path)
 
 
 def config_of(run: str | None, ckpt: Any) -> DictConfig:
@@ -130,7 +133,8 @@ def config_of(run: str | None, ckpt: Any) -> DictConfig:
     stored = load_checkpoint(Path(ckpt)).get("quintet_config")
     if stored is None:
         raise UserError(f"'{ckpt}' was not written by this repository: it holds no 'quintet_config'")
-    return OmegaConf.create(stored)
+    refuse_links(Path(ckpt).parent, within="eval")  # where results are written
+    return plain_config(stored, f"'{ckpt}'")
 
 
 def apply_overrides(cfg: DictConfig, overrides: list[str], root: str) -> None:
@@ -173,6 +177,8 @@ def _move_root(node: DictConfig, old: str, new: str) -> None:
 
 def check_request(request: DictConfig, origin: Origin) -> None:
     """The `_target_` nodes of an eval request against their signatures; one device only (design decision 4)."""
+    if request.publish is not None:
+        check_name("publish", request.publish)
     for path, node in targets(OmegaConf.to_container(request, resolve=False)):
         check_target(path, node, origin)
     if str(request.trainer.get("devices")) not in ("1", "auto") or int(request.trainer.get("num_nodes") or 1) > 1:

@@ -1,13 +1,14 @@
 """The two-layer configuration check, before anything heavy is imported (design decisions 1, 2 and 6).
 
-Layer one: the top level against `TopLevel`. Layer two: the keys of each `_target_` node against the signature of the
-callable it names. Both answer with one line: the key, where it stands, and the nearest legal names.
+Layer one: the top level against `TopLevel`. Layer two: each `_target_` node may be built at all (`app/trust.py`), and
+its keys are those that the class takes. Both answer with one line: the key, where it stands, and the nearest legal
+names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from quintet.app.secret_forms import refuse_in_configuration
 from quintet.app.signature import class_attribute, signature_of
+from quintet.app.trust import KEYWORDS, check_name, is_allowed
 from quintet.errors import UserError
 
-ALLOWED_PREFIXES = ("quintet.", "torch.", "lightning.", "torchmetrics.")
 REPOSITORY = Path(__file__).parents[3]
 CONF = REPOSITORY / "conf"
-HYDRA_KEYS = {"_target_", "_recursive_", "_convert_", "_partial_", "_args_"}
 PRIMITIVES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
 
 
@@ -92,11 +92,22 @@ def check(cfg: DictConfig, origin: Origin) -> None:
     """Both layers and the pairing of model and data. Raises UserError; imports nothing heavy."""
     plain = OmegaConf.to_container(cfg, resolve=False)
     legal = {f.name: f.type for f in fields(TopLevel)}
+    for key in legal:
+        if key not in plain:
+            raise UserError(f"the configuration has no '{key}': every run's has {', '.join(legal)}")
     for key, value in plain.items():
         if key not in legal:
             raise UserError(f"unknown key '{key}' {origin.of(key)}: {suggest(key, list(legal))}")
         _check_type(key, value, str(legal[key]), origin)
     refuse_in_configuration(plain)
+        if legal[key] == "dict" and not isinstance(value, dict | None):
+            raise UserError(f"'{key}={value}' {origin.of(key)} must be a mapping of keys to values")
+    for key in ("model", "data", "trainer"):
+        if "_target_" not in (plain[key] or {}):
+            raise UserError(f"'{key}' {origin.of(key)} has no _target_: choose a {key}=... option that has it")
+    for key, folders in (("name", True), ("run_id", False)):
+        if "${" not in plain[key]:
+            check_name(key, plain[key], folders)
     for path, node in targets(plain):
         check_target(path, node, origin)
     for group in ("callbacks", "logger"):
@@ -124,20 +135,27 @@ def targets(node: Any, path: str = "") -> Iterator[tuple[str, dict]]:
 def check_target(path: str, node: dict, origin: Origin) -> None:
     """The keys of one `_target_` node against the callable's signature, read from source."""
     target = node["_target_"]
-    if not isinstance(target, str) or not target.startswith(ALLOWED_PREFIXES):
-        allowed = ", ".join(p.rstrip(".") for p in ALLOWED_PREFIXES)
-        raise UserError(f"'{path}._target_: {target}' {origin.of(path)} is not allowed: only {allowed} may be built")
+    if not is_allowed(target):
+        raise UserError(
+            f"'{path}._target_: {target}' {origin.of(path)} is not allowed: only classes of quintet.models, .data,"
+            " .protocols, .callbacks and of lightning.pytorch may be built"
+        )
     signature = signature_of(target)
     if signature is None:
         raise UserError(f"'{path}._target_: {target}' {origin.of(path)} names nothing that exists")
+    if target in KEYWORDS:
+        signature = replace(signature, parameters=dict.fromkeys(KEYWORDS[target], "") | signature.parameters)
+        signature = replace(signature, open_ended=False)
     _check_keys(path, node, signature, origin)
 
 
 def _check_keys(path: str, node: dict, signature: Any, origin: Origin) -> None:
     for key, value in node.items():
         where = f"{path}.{key}"
-        if key in HYDRA_KEYS:
+        if key == "_target_":
             continue
+        if str(key).startswith("_") and str(key).endswith("_"):  # Hydra's own, which would go round this check
+            raise UserError(f"'{where}' {origin.of(where)} is not allowed: of Hydra's own keys only _target_ is")
         if key not in signature.parameters:
             if signature.open_ended:
                 continue

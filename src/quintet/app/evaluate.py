@@ -115,13 +115,15 @@ def load_together(cfg: DictConfig, paths: list[Path]) -> Any:
 
 def load_module(cfg: DictConfig, path: Path) -> Any:
     """The model class of the configuration with the checkpoint's weights; refuses another model's checkpoint."""
-    stored = load_checkpoint(path).get("quintet_config", {}).get("model", {}).get("_target_")
+    stored = ((load_checkpoint(path).get("quintet_config") or {}).get("model") or {}).get("_target_")
     wanted = cfg.model._target_
     if stored is not None and stored != wanted:
         raise UserError(f"checkpoint '{path}' holds {stored.rpartition('.')[2]}, not {wanted.rpartition('.')[2]}")
     try:
         return get_class(wanted).load_from_checkpoint(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, KeyError, TypeError) as error:
+    except UserError:
+        raise
+    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"checkpoint '{path}' does not fit {wanted.rpartition('.')[2]}: {reason}") from error
 

@@ -1,4 +1,4 @@
-"""The resolvers of conf/: the run id, the id that the jobs of a multirun share, the repository's root."""
+"""The resolvers of conf/: the run id, the id that the jobs of a multirun share, the root, variables but no secrets."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from quintet.app.config import REPOSITORY
+from quintet.app.secret_values import environment
 
 INTERACTIVE = ("bash", "sh", "zsh", "interactive")  # a shell that salloc or srun --pty opened: many runs, one job
 
@@ -38,3 +39,4 @@ def _run_id() -> str:
 OmegaConf.register_new_resolver("quintet_run_id", _run_id, replace=True)
 OmegaConf.register_new_resolver("quintet_base_id", base_id, replace=True)
 OmegaConf.register_new_resolver("quintet_root", lambda: str(REPOSITORY), replace=True)
+OmegaConf.register_new_resolver("oc.env", environment, replace=True)

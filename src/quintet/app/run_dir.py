@@ -10,6 +10,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from quintet.app.secret_values import refuse_in_config
 from quintet.machine import hardware, versions
 from quintet.results import commit
 
@@ -18,6 +19,7 @@ LAYOUT = ("checkpoints", "media")
 
 def open_run(cfg: DictConfig, is_main: bool) -> Path:
     """Create the run directory and write config.yaml and environment.json (rank 0); start the console log."""
+    refuse_in_config(cfg)
     run_dir = Path(cfg.run_dir)
     for name in LAYOUT:
         (run_dir / name).mkdir(parents=True, exist_ok=True)

@@ -102,6 +102,14 @@ def class_attribute(target: str, attribute: str) -> str | None:
     return None
 
 
+def class_module(target: str) -> str | None:
+    """The module in which a class is defined, "" for what is no class, None for what is not found."""
+    found = find_definition(*split_target(target))
+    if found is None:
+        return None
+    return found[0] if isinstance(found[1], ast.ClassDef) else ""
+
+
 @cache
 def signature_of(target: str) -> Signature | None:
     """Signature of the class or function at a dotted name; None when its source cannot be found."""
