@@ -1,17 +1,27 @@
-"""Unpack an official archive once, safely, into the cache; a folder passes through."""
+"""Unpack an archive once, verified and safely, into the cache; a folder passes through."""
 
+import errno
 import hashlib
+import logging
+import lzma
 import shutil
+import stat
 import tarfile
-import tempfile
 import zipfile
-from pathlib import Path
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
 
-from filelock import FileLock
-
+from quintet.data.checksums import verify
+from quintet.data.store import build_once
 from quintet.errors import UserError
 
+log = logging.getLogger(__name__)
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+MAX_MEMBERS = 20_000_000
+FREE_GB, MAX_RATIO = 2, 200  # unpacked: no limit below so many GiB, beyond them so many times the archive's own size
+UNREADABLE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError,
+              NotImplementedError, ValueError)  # fmt: skip
 
 
 def is_archive(path: Path) -> bool:
@@ -35,37 +45,107 @@ def find_root(root: str | Path, cache_dir: str | Path, missing: str) -> Path:
 
 
 def unpack(archive: Path, into: Path) -> Path:
-    """Unpack into `into/<name>-<key>`; other processes wait, a half-unpacked folder is never left under that name."""
-    stat = archive.stat()
-    key = hashlib.sha256(f"{archive.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:10]
-    target = into / f"{archive.name.split('.')[0]}-{key}"
-    into.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
-        if target.is_dir():
-            return target
-        temporary = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=into))
-        try:
-            _extract(archive, temporary)
-            temporary.chmod(0o755)
-            temporary.replace(target)
-        except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"cannot unpack {archive}: {reason}; download it again") from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    return target
+    """Unpack into `into/<name>-<key>`; other processes wait, a half-unpacked folder is never left under that name.
+
+    Errors: UserError for a checksum that differs (see `verify`), a broken archive, and a member that is refused: a
+    path or link out of the folder, a device, more bytes or files than an archive of that size can reasonably hold.
+    """
+    status = archive.stat()
+    key = hashlib.sha256(f"{archive.resolve()}:{status.st_size}:{status.st_mtime_ns}".encode()).hexdigest()[:10]
+    return build_once(into / f"{archive.name.split('.')[0]}-{key}", lambda folder: _unpack(archive, folder))
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    if not verify(archive):
+        log.info("%s: no checksum is known; sha256sum %s >> SHA256SUMS beside it notes this one", archive, archive.name)
+    try:
+        _extract(archive, folder)
+    except UserError:
+        raise
+    except UNREADABLE as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise UserError(
+                f"cannot unpack {archive}: the disk of {folder.parent} is full; free space there"
+            ) from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"cannot unpack {archive}: {reason}; download it again") from error
 
 
 def _extract(archive: Path, folder: Path) -> None:
+    limit = max(FREE_GB * 2**30, MAX_RATIO * archive.stat().st_size)
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as bundle:
-            for name in bundle.namelist():
-                if not (folder / name).resolve().is_relative_to(folder.resolve()):
-                    raise UserError(f"{archive} holds {name!r}, outside its own folder: refused")
+            for member in _limited(bundle.infolist(), archive, limit):
+                _check_path(archive, member.filename)
+                if stat.S_ISLNK(member.external_attr >> 16):
+                    _refuse(archive, member.filename, "is a link")  # zipfile would write a file with its target in it
+            needed, free = sum(m.file_size for m in bundle.infolist()), shutil.disk_usage(folder).free
+            if needed > free:
+                raise UserError(f"{archive} needs {needed / 2**30:.1f} GiB, {folder.parent} has {free / 2**30:.1f}")
             bundle.extractall(folder)
         return
-    with tarfile.open(archive) as bundle:
+    with tarfile.open(archive, tarinfo=_Member) as bundle:
+        for member in _limited(bundle, archive, limit):
+            _check_tar_member(archive, member)
+            try:
+                bundle.extract(member, folder, filter="data")  # also drops owners, set-uid bits and the like
+            except tarfile.FilterError as error:
+                raise UserError(f"{archive}: {error}: refused") from error
+        # the checksum of a .gz or .xz stands at its very end, behind the zeros that end the tar
+        for _ in _limited(iter(lambda: bundle.fileobj.read(2**20), b""), archive, limit):
+            pass
+
+
+class _Member(tarfile.TarInfo):
+    """A damaged header, or a file without an end, is an error: tarfile itself would quietly stop there."""
+
+    @classmethod
+    def fromtarfile(cls, bundle: tarfile.TarFile) -> tarfile.TarInfo:
+        """Errors: ReadError."""
         try:
-            bundle.extractall(folder, filter="data")  # refuses absolute paths, `..`, devices and links that escape
-        except tarfile.FilterError as error:
-            raise UserError(f"{archive}: {error}: refused") from error
+            return super().fromtarfile(bundle)
+        except tarfile.EOFHeaderError:  # the regular end
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error} at byte {bundle.offset}") from error
+
+
+def _limited(members: Iterable, archive: Path, limit: int) -> Iterator:
+    """Members, or blocks, of an archive until they are too many, or too large in all. Errors: UserError."""
+    total = 0
+    for count, member in enumerate(members):
+        total += _size(member)
+        if total > limit or count >= MAX_MEMBERS:
+            what = f"{total / 2**30:.1f} GiB" if total > limit else f"{count} files"
+            raise UserError(
+                f"{archive} would unpack to more than {what}, too much for {archive.stat().st_size / 2**20:.1f} MiB:"
+                " refused; if you trust it, unpack it yourself and set data.root to the folder"
+            )
+        yield member
+
+
+def _size(member: zipfile.ZipInfo | tarfile.TarInfo | bytes) -> int:
+    if isinstance(member, bytes):
+        return len(member)
+    return member.file_size if isinstance(member, zipfile.ZipInfo) else max(member.size, 0)
+
+
+def _check_path(archive: Path, name: str) -> None:
+    path = PurePosixPath(name.replace("\\", "/"))
+    drive = path.parts[0].endswith(":") if path.parts else False
+    if path.is_absolute() or ".." in path.parts or drive or "\0" in name:
+        _refuse(archive, name, "lies outside its own folder")
+
+
+def _check_tar_member(archive: Path, member: tarfile.TarInfo) -> None:
+    _check_path(archive, member.name)
+    if member.issym() or member.islnk():
+        # stricter than tarfile's own filter, which was passed by in 2025 (CVE-2025-4517) with links that climb
+        if member.linkname.startswith("/") or ".." in PurePosixPath(member.linkname).parts:
+            _refuse(archive, member.name, f"is a link to {member.linkname!r}, up or out of its folder")
+    elif not (member.isreg() or member.isdir()):
+        _refuse(archive, member.name, "is a device or another special file")
+
+
+def _refuse(archive: Path, name: str, why: str) -> None:
+    raise UserError(f"{archive} holds {name[:200]!r}, which {why}: refused")

@@ -1,5 +1,6 @@
 """Files made once from a data set's sources and memory-mapped: a cache folder, Arrow rows, list columns."""
 
+import glob
 import hashlib
 import json
 import shutil
@@ -18,12 +19,17 @@ def digest(*parts: Any) -> str:
 
 
 def build_once(target: Path, write: Callable[[Path], None]) -> Path:
-    """Call `write(folder)` unless `target` exists; other processes wait, and never see a half-written folder."""
+    """Call `write(folder)` unless `target` exists; other processes wait, and never see a half-written folder.
+
+    What a killed process left behind is removed by the next.
+    """
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not target.is_dir():
+            for left in target.parent.glob(f"{glob.escape(target.name)}.*/"):
+                shutil.rmtree(left, ignore_errors=True)
             temporary = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
             try:
                 write(temporary)
