@@ -192,6 +192,7 @@ NAMES = st.one_of(
 @given(names=st.lists(NAMES, min_size=1, max_size=4, unique=True), kind=st.sampled_from(("zip", "tar")))
 @example(names=["a", "a/b"], kind="tar")
 @example(names=["a", "a/b"], kind="zip")
+@example(names=["\0"], kind="zip")
 def test_any_names(tmp_path, names, kind):
     """All files with their contents inside the folder, or one line that names the archive."""
     base = tmp_path / "deep" / "deeper"

@@ -3,12 +3,10 @@
 import errno
 import hashlib
 import logging
-import lzma
 import shutil
 import stat
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
@@ -20,8 +18,6 @@ log = logging.getLogger(__name__)
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MAX_MEMBERS = 20_000_000
 FREE_GB, MAX_RATIO = 2, 200  # unpacked: no limit below so many GiB, beyond them so many times the archive's own size
-UNREADABLE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError,
-              NotImplementedError, ValueError)  # fmt: skip
 
 
 def is_archive(path: Path) -> bool:
@@ -62,7 +58,7 @@ def _unpack(archive: Path, folder: Path) -> None:
         _extract(archive, folder)
     except UserError:
         raise
-    except UNREADABLE as error:
+    except Exception as error:  # on damaged bytes the standard library's decoders raise whatever comes
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise UserError(
                 f"cannot unpack {archive}: the disk of {folder.parent} is full; free space there"
@@ -76,7 +72,7 @@ def _extract(archive: Path, folder: Path) -> None:
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as bundle:
             for member in _limited(bundle.infolist(), archive, limit):
-                _check_path(archive, member.filename)
+                _check_path(archive, member.orig_filename)
                 if stat.S_ISLNK(member.external_attr >> 16):
                     _refuse(archive, member.filename, "is a link")  # zipfile would write a file with its target in it
             needed, free = sum(m.file_size for m in bundle.infolist()), shutil.disk_usage(folder).free
@@ -132,8 +128,10 @@ def _size(member: zipfile.ZipInfo | tarfile.TarInfo | bytes) -> int:
 
 def _check_path(archive: Path, name: str) -> None:
     path = PurePosixPath(name.replace("\\", "/"))
+    if not name or "\0" in name:
+        _refuse(archive, name, "is no name")
     drive = path.parts[0].endswith(":") if path.parts else False
-    if path.is_absolute() or ".." in path.parts or drive or "\0" in name:
+    if path.is_absolute() or ".." in path.parts or drive:
         _refuse(archive, name, "lies outside its own folder")
 
 
