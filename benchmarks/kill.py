@@ -277,8 +277,8 @@ def main() -> None:
             RESULTS / f"{args.publish}.json",
             title="Trainings killed and resumed",
             rows=made,
-            protocol=f"SIGKILL {args.kills} times a case, resume= each time; compared bit for bit with the training that"
-            " nobody killed: weights, averages, optimiser, random states, best checkpoint, metrics.csv",
+            protocol=f"SIGKILL {args.kills} times a case, resume= each time; compared bit for bit with the training"
+            " that nobody killed: weights, averages, optimiser, random states, best checkpoint, metrics.csv",
             data="synthetic samples",
             subset=False,
             seconds=time.monotonic() - start,

@@ -99,7 +99,6 @@ def check(cfg: DictConfig, origin: Origin) -> None:
         if key not in legal:
             raise UserError(f"unknown key '{key}' {origin.of(key)}: {suggest(key, list(legal))}")
         _check_type(key, value, str(legal[key]), origin)
-    refuse_in_configuration(plain)
         if legal[key] == "dict" and not isinstance(value, dict | None):
             raise UserError(f"'{key}={value}' {origin.of(key)} must be a mapping of keys to values")
     for key in ("model", "data", "trainer"):
@@ -108,6 +107,7 @@ def check(cfg: DictConfig, origin: Origin) -> None:
     for key, folders in (("name", True), ("run_id", False)):
         if "${" not in plain[key]:
             check_name(key, plain[key], folders)
+    refuse_in_configuration(plain)
     for path, node in targets(plain):
         check_target(path, node, origin)
     for group in ("callbacks", "logger"):
