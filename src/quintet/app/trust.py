@@ -22,6 +22,7 @@ from quintet.errors import UserError
 
 ALLOWED = (  # (what may be written, where its definition must be)
     (re.compile(r"quintet\.(?:models|data|protocols|callbacks)(?:\.\w+)*\.[A-Za-z]\w*"), "quintet."),
+    (re.compile(r"quintet\.app\.metrics_csv\.MetricsCsv"), "quintet."),
     (re.compile(r"lightning\.pytorch\.Trainer"), "lightning."),
     (re.compile(r"lightning\.pytorch\.(?:callbacks|profilers|strategies)\.(?!Lambda)[A-Z]\w*"), "lightning."),
     (re.compile(r"lightning\.pytorch\.loggers\.(?:CSV|TensorBoard|Wandb)Logger"), "lightning."),
