@@ -3,10 +3,12 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from quintet.callbacks.checkpoint import load_checkpoint
 from quintet.errors import UserError
 
 
@@ -50,6 +52,14 @@ def refuse_other_weights(module: nn.Module, checkpoint: dict) -> None:
             f"The checkpoint is not of this {type(module).__name__.removesuffix('Module')}: {len(odd)} tensors differ, "
             f"first {odd[0]!r}; use the run's own config, or a checkpoint of this one"
         )
+
+
+def start_from(module: nn.Module, path: str | Path) -> dict:
+    """Give `module` the weights of a checkpoint of the same network, else UserError; returns the checkpoint."""
+    checkpoint = load_checkpoint(Path(path))
+    refuse_other_weights(module, checkpoint)
+    module.load_state_dict(checkpoint["state_dict"])
+    return checkpoint
 
 
 def weights_digest(module: nn.Module) -> str:

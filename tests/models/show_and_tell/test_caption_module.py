@@ -176,6 +176,23 @@ def test_features_are_standardised_over_training_images_once(tmp_path):
     assert torch.equal(loaded.network.standardise(data.features), again.network.standardise(data.features))
 
 
+def test_stage_two_may_be_a_run_of_its_own(data, tmp_path):
+    options = {"network": {"feature_scale": 0.3}}
+    first = module_of(Captions(), **options)
+    fit(first, Captions(), tmp_path, 2, every=1000)
+    start = str(tmp_path / "last.ckpt")
+    second = module_of(Captions(), start=start, **options)
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+    fit(second, Captions(), tmp_path / "more", 1, two_stage=0, every=1000)
+    assert bool(second.encoder.trained) and torch.equal(second.network.standardise.mean, first.network.standardise.mean)
+    with pytest.raises(UserError, match=r"model\.start=.* knows other words"):
+        module_of(Captions(words=[*WORDS[:4], *reversed(WORDS[4:])]), start=start, **options)
+    with pytest.raises(UserError, match="not of this ShowAndTell"):
+        module_of(Captions(), start=start)
+
+
 def test_a_finished_stage_one_goes_on_with_stage_two(tmp_path, uninterrupted):
     first, second, third = (module_of(Captions(), **RESUMED) for _ in range(3))
     fit(first, Captions(), tmp_path, 1, two_stage=None, every=1000)

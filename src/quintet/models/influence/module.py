@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from quintet.callbacks.checkpoint import load_checkpoint
 from quintet.data.batches import ExampleBatch
 from quintet.errors import UserError
 from quintet.models.influence.lbfgs import ExactHinge, FitConfig, build_lbfgs
@@ -23,7 +22,7 @@ from quintet.models.influence.network import AllCnn, NetworkConfig
 from quintet.models.influence.rbf import RbfMachine
 from quintet.models.influence.settings import build_network, check_labels, check_settings
 from quintet.models.optimizer import build_optimizer, from_mapping
-from quintet.models.plain import check_facts, plain, refuse_other_weights
+from quintet.models.plain import check_facts, plain, refuse_other_weights, start_from
 from quintet.models.ranks import over_ranks
 
 log = logging.getLogger(__name__)
@@ -70,12 +69,7 @@ class ClassifierModule(LightningModule):
             metric.set_dtype(torch.float64)
         self._cast_inputs: tuple[Tensor | None, Tensor | None] = (None, None)
         if start is not None:
-            self._start_from(Path(start))
-
-    def _start_from(self, path: Path) -> None:
-        checkpoint = load_checkpoint(path)
-        refuse_other_weights(self, checkpoint)
-        self.load_state_dict(checkpoint["state_dict"])
+            start_from(self, start)
 
     # what influence functions ask for
 

@@ -16,7 +16,7 @@ from quintet.data.batches import CaptionBatch
 from quintet.data.special_ids import EOS
 from quintet.errors import UserError
 from quintet.models.optimizer import OptimizerConfig, build_optimizer, from_mapping
-from quintet.models.plain import plain, refuse_other_weights
+from quintet.models.plain import plain, refuse_other_weights, start_from
 from quintet.models.ranks import batch_mean, over_ranks
 from quintet.models.rare_events.memory import MemoryConfig
 from quintet.models.rare_events.token_memory import RecallConfig, TokenMemory
@@ -39,7 +39,8 @@ class ShowAndTellModule(Captioner):
     finetune: the optimiser of stage 2, in which the encoder learns too (`callbacks.two_stage` says when), null = the
     same settings once more. encoder_lr: how many times as fast as the rest it learns there. memory: null, or the
     rare-events memory asked at every word. facts: the data module's vocabulary and how often each id stands in the
-    training captions, eos once in each.
+    training captions, eos once in each. start: a checkpoint of another run of the same network and words to begin with,
+    as stage 2 may with one of stage 1.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class ShowAndTellModule(Captioner):
         memory: MemoryConfig | None = None,
         recall: RecallConfig | None = None,
         media_count: int = 12,
+        start: str | None = None,
     ) -> None:
         facts = {"vocabulary": plain(facts["vocabulary"]), "counts": plain(facts["counts"])}
         config = from_mapping(NetworkConfig, network, "model.network")
@@ -82,6 +84,13 @@ class ShowAndTellModule(Captioner):
         if wanted is not None:
             sizes = config.hidden, config.hidden
             self.tokens = TokenMemory(wanted, self.recall_config, *sizes, facts["counts"])
+        if start is not None:
+            self._start_from(start)
+
+    def _start_from(self, path: str) -> None:
+        checkpoint = start_from(self, path)
+        if checkpoint["hyper_parameters"]["facts"]["vocabulary"] != self.vocabulary:
+            raise UserError(f"model.start={path} knows other words: train both on the same data and data.min_count")
 
     def _check(self, encoder_lr: float) -> None:
         if not encoder_lr > 0:
