@@ -31,7 +31,7 @@ class Run:
     project: str = ""
     display_name: str = ""
     sweep: str | None = None
-    state: str = "running"  # finished or failed when the client said so; the real W&B calls a silent run crashed
+    state: str = "running"  # finished, failed, preempted as the client says; W&B calls a silent run crashed
     exit_code: int | None = None
     config: dict = field(default_factory=dict)
     history: list[dict] = field(default_factory=list)
@@ -53,11 +53,11 @@ class Sweep:
     warnings: list[str] = field(default_factory=list)
     state: str = "RUNNING"
     trials: dict[str, dict] = field(default_factory=dict)  # run -> {parameter: {"value": ...}}
-    agents: dict[str, str | None] = field(default_factory=dict)  # agent -> the run it was given last
+    agents: list[str] = field(default_factory=list)
 
 
 class Server(ThreadingHTTPServer):
-    """On a free port of the loopback interface; `env` is what a client needs."""
+    """On a free port of the loopback interface."""
 
     daemon_threads = True
 
@@ -122,7 +122,7 @@ class Server(ThreadingHTTPServer):
         run.sweep = asked.get("sweep") or run.sweep
         if asked.get("config"):
             run.config = {k: v.get("value") for k, v in json.loads(asked["config"]).items()}
-        if run.state != "running" or not run.starts:
+        if run.state not in ("running", "preempting") or not run.starts:
             run.starts, run.state, run.exit_code = run.starts + 1, "running", None
         bucket = {
             "id": f"run-{run.name}",
@@ -152,7 +152,8 @@ class Server(ThreadingHTTPServer):
             run.state = "preempting"
         if content.get("complete"):
             run.exit_code = content.get("exitcode")
-            run.state = "failed" if run.exit_code else "finished"
+            left = "preempted" if run.state == "preempting" else "failed"
+            run.state = left if run.exit_code else "finished"
 
     # sweeps
 
@@ -178,7 +179,7 @@ class Server(ThreadingHTTPServer):
     def on_createagent(self, asked: dict) -> dict:
         agents = self.sweeps[asked["sweep"]].agents
         name = f"{asked['sweep']}-agent{len(agents)}"
-        agents[name] = None
+        agents.append(name)
         return {"createAgent": {"agent": {"id": name}}}
 
     def on_heartbeat(self, asked: dict) -> dict:
@@ -198,7 +199,7 @@ class Server(ThreadingHTTPServer):
         if trial is None:
             return [{"type": "exit"}]
         name = f"{sweep.name}-{len(past)}"
-        sweep.trials[name], sweep.agents[agent] = trial.config, name
+        sweep.trials[name] = trial.config
         return [{"type": "run", "run_id": name, "program": sweep.config["program"], "args": trial.config}]
 
     def _trial(self, name: str, config: dict):
