@@ -135,7 +135,7 @@ class Life:
             if time.monotonic() - self.started > LIMIT_S:
                 self.kill()
                 raise UserError(f"train.py was still running after {LIMIT_S} s: see {self.log}")
-            time.sleep(0.002)
+            time.sleep(0.004)
         return False
 
     def kill(self) -> None:

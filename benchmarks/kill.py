@@ -16,6 +16,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,6 +176,41 @@ def kill_and_resume(case: Case, kills: int, seed: str, folder: Path) -> Tally:
     return tally
 
 
+def side_by_side(names: list[str], jobs: int, folder: Path, kills: int, seed: int) -> dict[str, Tally]:
+    """The tallies of these cases, `jobs` at a time, each printed when it is known."""
+    waiting, running, tallies = list(names), {}, {}
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            name = waiting.pop(0)
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            running[os.fork() or _one(name, folder / name, kills, seed)] = name
+        pid, status = os.waitpid(-1, 0)
+        name = running.pop(pid)
+        if status:
+            raise UserError(f"{CASES[name].title}: see {folder / name}/output.log (--keep), and above")
+        found = json.loads((folder / name / "tally.json").read_text())
+        print(json.dumps({"case": name} | found), flush=True)
+        tallies[name] = Tally(**{key: value for key, value in found.items() if key != "seconds"})
+    return {name: tallies[name] for name in names}
+
+
+def _one(name: str, folder: Path, kills: int, seed: int) -> int:
+    """A case in a process of its own, which ends here."""
+    code, start = 1, time.monotonic()
+    try:
+        with one_line_errors():
+            tally = kill_and_resume(CASES[name], kills, f"{seed} {name}", folder)
+            seconds = round(time.monotonic() - start, 1)
+            (folder / "tally.json").write_text(json.dumps(vars(tally) | {"seconds": seconds}))
+        code = 0
+    except SystemExit as end:
+        print(end.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
 def resumable(run: Path) -> bool:
     """Whether the run has a checkpoint to resume from."""
     from quintet.callbacks.checkpoint import newest_checkpoint
@@ -247,28 +283,23 @@ def main() -> None:
     options.add_argument("--kills", type=int, default=20, help="of each case")
     options.add_argument("--cases", default=",".join(CASES), help=f"of {', '.join(CASES)}")
     options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--jobs", type=int, default=1, help="cases at a time")
     options.add_argument("--keep", type=Path, help="folder for the runs, kept; default: a temporary one")
     args = options.parse_args()
     start, made = time.monotonic(), []
-    failed = False
     with one_line_errors():
-        unknown = [name for name in args.cases.split(",") if name not in CASES]
+        names = args.cases.split(",")
+        unknown = [name for name in names if name not in CASES]
         if unknown:
             raise UserError(f"--cases={unknown[0]}: choose from {', '.join(CASES)}")
         warm_up()
-        for name in args.cases.split(","):
-            with tempfile.TemporaryDirectory() as temporary:
-                folder = args.keep / name if args.keep else Path(temporary)
-                folder.mkdir(parents=True, exist_ok=True)
-                began = time.monotonic()
-                tally = kill_and_resume(CASES[name], args.kills, f"{args.seed} {name}", folder)
-            same = not tally.differences
-            failed |= not same
-            print(json.dumps({"case": name, "seconds": round(time.monotonic() - began, 1)} | vars(tally)), flush=True)
-            title = CASES[name].title
-            note = f"{tally.kills} kills, {tally.while_saving} while saving, {tally.while_starting} before training"
-            made.append(row(f"{title}: end state equal", "yes" if same else "no", "", note))
-            made.append(row(f"{title}: steps lost at most", tally.lost, "steps"))
+        with tempfile.TemporaryDirectory() as temporary:
+            tallies = side_by_side(names, args.jobs, args.keep or Path(temporary), args.kills, args.seed)
+    for name, tally in tallies.items():
+        title = CASES[name].title
+        note = f"{tally.kills} kills, {tally.while_saving} while saving, {tally.while_starting} before training"
+        made.append(row(f"{title}: end state equal", "no" if tally.differences else "yes", "", note))
+        made.append(row(f"{title}: steps lost at most", tally.lost, "steps"))
     print_table("killed and resumed", made)
     if args.publish:
         from quintet.results import write_result
@@ -277,13 +308,13 @@ def main() -> None:
             RESULTS / f"{args.publish}.json",
             title="Trainings killed and resumed",
             rows=made,
-            protocol=f"SIGKILL {args.kills} times a case, resume= each time; compared bit for bit with the training"
+            protocol=f"SIGKILL {args.kills} times a case, resume= each time; compared bit for bit with the one"
             " that nobody killed: weights, averages, optimiser, random states, best checkpoint, metrics.csv",
             data="synthetic samples",
             subset=False,
             seconds=time.monotonic() - start,
         )
-    sys.exit(int(failed))
+    sys.exit(int(any(tally.differences for tally in tallies.values())))
 
 
 if __name__ == "__main__":
