@@ -28,7 +28,7 @@ def build_once(target: Path, write: Callable[[Path], None]) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not target.is_dir():
-            for left in target.parent.glob(f"{glob.escape(target.name)}.*/"):
+            for left in target.parent.glob(f"{glob.escape(target.name)}.????????/"):
                 shutil.rmtree(left, ignore_errors=True)
             temporary = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
             try:
