@@ -17,7 +17,7 @@ from quintet.app.metrics_csv import join_metrics, set_aside_metrics
 from quintet.app.preemption import SIGNALS, is_restarted
 from quintet.app.resolvers import sweep_run
 from quintet.app.run_dir import open_run, say_where, stop_console_log
-from quintet.app.strategies import strategy_of
+from quintet.app.strategies import refuse_unshardable, strategy_of
 from quintet.callbacks.checkpoint import AtomicCheckpointIO, LastCheckpoint, newest_checkpoint
 from quintet.callbacks.logged_steps import LoggedSteps
 from quintet.callbacks.provenance import Provenance
@@ -40,6 +40,7 @@ def fit(cfg: DictConfig) -> dict[str, float]:
             set_aside_metrics(run_dir)
         trainer = build_trainer(cfg, run_dir)
         refuse_multirun_on_many_devices(trainer)
+        refuse_unshardable(trainer, module)
         if cfg.compile:
             compile_children(module)
         trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
