@@ -23,6 +23,8 @@ from quintet.app.trust import keep_home
 from quintet.errors import UserError
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions reach `one_line_errors` instead of Hydra's own printer
+# what the ranks that are well say when one is not
+LOST_RANK = re.compile(r"gloo.*(closed|reset) by peer|NCCL.*remote process exited", re.DOTALL)
 
 
 @contextmanager
@@ -60,7 +62,7 @@ def user_message(error: BaseException) -> str | None:
         return compose.explain(error)
     if type(error).__module__ == "submitit.core.utils":
         return slurm.explain(error)
-    return None
+    return "another rank has ended: its own message says why" if LOST_RANK.search(str(error)) else None
 
 
 def argument(name: str, argv: list[str]) -> str | None:
