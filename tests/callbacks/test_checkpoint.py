@@ -1,9 +1,11 @@
 """Half a checkpoint is never picked up, and a full disk leaves the one before intact."""
 
 import os
+import signal
 
 import pytest
 import torch
+from children import ended, in_child, killed_at
 
 from quintet.callbacks import checkpoint as ck
 from quintet.errors import UserError
@@ -62,3 +64,42 @@ def test_a_pickled_object_is_refused(tmp_path):
     torch.save({"thing": Thing()}, tmp_path / "last.ckpt")
     with pytest.raises(UserError, match="not plain values"):
         ck.load_checkpoint(tmp_path / "last.ckpt")
+
+
+class Waiting:
+    """As much of a trainer as LastCheckpoint asks."""
+
+    fast_dev_run, is_global_zero, global_step = False, True, 0
+
+    def save_checkpoint(self, path, weights_only):
+        self.global_step += 1
+        ck.AtomicCheckpointIO().save_checkpoint({"step": self.global_step}, path)
+
+
+def test_a_checkpoint_has_no_name_before_its_step_is_logged(tmp_path):
+    last, trainer = ck.LastCheckpoint(str(tmp_path)), Waiting()
+    last.save(trainer)
+    assert ck.newest_checkpoint(tmp_path) is None  # a kill here resumes from the one before
+    last.on_train_batch_start(trainer)
+    last.save(trainer)
+    assert ck.load_checkpoint(ck.newest_checkpoint(tmp_path))["step"] == 1
+    last.on_validation_start(trainer)
+    assert ck.load_checkpoint(ck.newest_checkpoint(tmp_path))["step"] == 2
+    assert ck.load_checkpoint(tmp_path / "last.ckpt.previous")["step"] == 1
+    last.save(trainer)
+    last.on_train_start(trainer, None)  # another start: what waited is done again
+    last.on_train_end(trainer)
+    assert ck.load_checkpoint(ck.newest_checkpoint(tmp_path))["step"] == 2
+
+
+def test_a_kill_between_writing_and_renaming(tmp_path):
+    """The hard link is there already, the new name not yet."""
+    ck.AtomicCheckpointIO().save_checkpoint({"step": 1}, tmp_path / "last.ckpt")
+
+    def dies():
+        ck.Path.replace = killed_at(2, ck.Path.replace)  # the first one names the link
+        ck.AtomicCheckpointIO().save_checkpoint({"step": 2}, tmp_path / "last.ckpt")
+
+    assert ended(in_child(dies)) == -signal.SIGKILL
+    assert (tmp_path / "last.ckpt.partial").exists() and (tmp_path / "last.ckpt.previous").exists()
+    assert ck.load_checkpoint(ck.newest_checkpoint(tmp_path))["step"] == 1

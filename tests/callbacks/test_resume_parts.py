@@ -5,6 +5,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from torch import nn
 
+from quintet.app.strategies import strategy_of
 from quintet.callbacks.checkpoint import AtomicCheckpointIO, LastCheckpoint, load_checkpoint, newest_checkpoint
 from quintet.callbacks.ema import Ema
 from quintet.callbacks.random_state import RandomState, capture, restore
@@ -98,3 +99,32 @@ def test_ema_against_the_formula(tmp_path):
 def test_batch_size_of_finds_the_first_tensor():
     assert batch_size_of((None, torch.zeros(5, 2))) == 5
     assert batch_size_of({"a": [None, torch.zeros(7)]}) == 7
+
+
+class Uneven(Dropping):
+    """Each rank draws as many random numbers as it likes, as captions of different lengths do."""
+
+    def training_step(self, batch, index):
+        torch.rand(1 + self.global_rank)
+        return super().training_step(batch, index)
+
+
+def fit_on_two(folder, steps, resume=None):
+    seed_everything(1, verbose=False)
+    trainer = Trainer(
+        max_steps=steps, callbacks=[RandomState(), LastCheckpoint(str(folder), every_n_steps=1000)], logger=False,
+        accelerator="cpu", devices=2, strategy=strategy_of("ddp_fork"), default_root_dir=folder,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        plugins=[AtomicCheckpointIO()],
+    )  # fmt: skip
+    trainer.fit(Uneven(), datamodule=Numbers(), ckpt_path=resume, weights_only=True)
+    return load_checkpoint(folder / "last.ckpt")
+
+
+def test_every_rank_goes_on_with_its_own_random_numbers(tmp_path):
+    whole = fit_on_two(tmp_path / "whole", 5)
+    fit_on_two(tmp_path / "part", 2)
+    part = fit_on_two(tmp_path / "part", 5, tmp_path / "part" / "last.ckpt")
+    assert all(torch.equal(whole["state_dict"][key], part["state_dict"][key]) for key in whole["state_dict"])
+    one, two = (state["torch"] for state in part["random_states"])
+    assert not torch.equal(one, two)  # ranks' dropout differs

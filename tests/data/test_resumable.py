@@ -167,3 +167,18 @@ def test_data_order_survives_stops_by_max_steps(tmp_path, stops, workers):
         )
         resume = path
     assert [x for _, _, x in seen] == whole
+
+
+class Estimating(Recorder):
+    """Asks for the run's length before its optimiser, as a schedule with an end does: then the loader is made."""
+
+    def configure_optimizers(self):
+        assert self.trainer.estimated_stepping_batches == 18
+        return super().configure_optimizers()
+
+
+def test_a_model_that_asks_for_the_runs_length_resumes_with_workers(tmp_path):
+    """The workers' first indices are drawn before Lightning's counters are back from the checkpoint."""
+    whole = fit(tmp_path, Estimating())
+    for done in (2, 8):
+        assert fit(tmp_path, Estimating(), workers=2, resume=tmp_path / f"s{done}.ckpt") == whole[done:]
