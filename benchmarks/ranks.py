@@ -3,8 +3,9 @@
     python benchmarks/ranks.py --publish ranks_exactness
 
 For each case: one process at batch 2B; two at batch B, DDP over gloo; two up to a kill in the middle and one from
-there; one up to the middle and two from there. Compared row by row in metrics.csv: the losses of every step and the metrics
-of every validation. Ranks add float32 numbers in another order: equal means within `TOLERANCE`, relative for losses.
+there; one up to the middle and two from there. Compared row by row in metrics.csv: the losses of every step and the
+metrics of every validation. Ranks add float32 numbers in another order: equal means within `TOLERANCE`, relative for
+losses.
 """
 
 import json
