@@ -35,7 +35,9 @@ class Utterances:
     lengths: NDArray = field(init=False)
 
     def __post_init__(self) -> None:
-        self.lengths = np.array([len(self.pcm[row]) for row in self.rows], dtype=np.int64)
+        known = getattr(self.pcm, "lengths", None)  # of audio that is decoded only when it is read
+        lengths = (len(self.pcm[row]) for row in self.rows) if known is None else (known[row] for row in self.rows)
+        self.lengths = np.fromiter(lengths, np.int64, len(self.rows))
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -9,15 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader
 
+from quintet.data.audio import stream
 from quintet.data.audio.chunks import ChunkDataset, Utterances, collate
 from quintet.data.audio.recording import Recording, Source
 from quintet.data.audio.split import SPLITS, split_names, subset
 from quintet.data.audio.store import FORMAT, warn_bad_files, write_store
+from quintet.data.audio.stream import StreamedPcm
 from quintet.data.batches import AudioBatch
 from quintet.data.exhibit import Exhibit
-from quintet.data.resumable import EpochSampler, ResumableDataModule
+from quintet.data.group_order import GroupSampler, check_workers, group_ends
+from quintet.data.resumable import EpochSampler, ResumableDataModule, ResumableLoader
 from quintet.data.store import ListColumn, build_once, digest
 from quintet.errors import UserError
 
@@ -29,6 +33,8 @@ class AudioDataModule(ResumableDataModule):
 
     source: a quintet.data.audio Source. features: local conditioning, or null. phones: frame labels, or null.
     context: samples of history; null takes the network's receptive field. Audio is mixed down to one channel.
+    streaming: decode when it is read, from the source's parquet shards, and copy nothing to the disk. The order of
+    training is then that of GroupSampler: `shuffle_groups` row groups at a time, at `streams` places.
     """
 
     batch_type = AudioBatch
@@ -37,7 +43,8 @@ class AudioDataModule(ResumableDataModule):
                  root: str | None = None, features: Any = None, phones: Any = None, quantization: int = 256,
                  num_workers: int = 0, val_fraction: float = 0.1, test_fraction: float = 0.1, seed: int = 0,
                  on_bad_file: str = "error", resample: bool = False, context: int | None = None,
-                 max_utterances: int | None = None, pin_memory: bool = False) -> None:  # fmt: skip
+                 max_utterances: int | None = None, pin_memory: bool = False, streaming: bool = False,
+                 streams: int = 4, shuffle_groups: int = 4) -> None:  # fmt: skip
         super().__init__()
         self.source, self.features, self.phones, self.root = source, features, phones, root
         self.sample_rate, self.quantization, self.resample = sample_rate, quantization, resample
@@ -45,6 +52,7 @@ class AudioDataModule(ResumableDataModule):
         self.val_fraction, self.test_fraction, self.seed = val_fraction, test_fraction, seed
         self.on_bad_file, self.max_utterances = on_bad_file, max_utterances
         self.cache_dir, self.num_workers, self.pin_memory = Path(cache_dir), num_workers, pin_memory
+        self.streaming, self.streams, self.shuffle_groups = streaming, streams, shuffle_groups
         self._splits: dict[str, Utterances] = {}
         self._check()
 
@@ -57,6 +65,19 @@ class AudioDataModule(ResumableDataModule):
             raise UserError(
                 f"data.chunk_samples={self.chunk_samples} must be a multiple of {self.grid} samples, the frame length"
             )
+
+        if self.streaming:
+            self._check_streaming()
+
+    def _check_streaming(self) -> None:
+        if not hasattr(self.source, "streaming"):
+            raise UserError(f"data.streaming=true reads parquet shards, not {self.source.name}: choose data=hub")
+        for key, value in (("features", self.features), ("phones", self.phones), ("resample", self.resample)):
+            if value:
+                off = "false" if value is True else "null"
+                raise UserError(f"data.streaming=true reads audio as it is: set data.{key}={off}")
+        check_workers(self.num_workers, self.streams)
+        self.source.streaming = True
 
     @property
     def hop_length(self) -> int:
@@ -76,11 +97,17 @@ class AudioDataModule(ResumableDataModule):
     def _folder(self) -> Path:
         """Where the decoded audio of exactly these files lies."""
         files = self.source.fingerprint(self._recordings)
+        if self.streaming:
+            return self.cache_dir / "audio" / f"lengths-{digest(stream.FORMAT, files, self.on_bad_file)}"
         key = digest(FORMAT, files, self.sample_rate, self.resample, self.on_bad_file)
         return self.cache_dir / "audio" / key
 
     def prepare_data(self) -> None:
-        """Unpack, decode and extract once; safe when several processes do it at the same time."""
+        """Unpack, decode (or measure) and extract once; safe when several processes do it at the same time."""
+        if self.streaming:
+            args = (self.source, self._recordings, self.sample_rate, self.on_bad_file)
+            build_once(self._folder, lambda folder: stream.write_lengths(folder, *args))
+            return
         args = (self.source, self._recordings, self.sample_rate, self.resample, self.on_bad_file)
         build_once(self._folder, lambda folder: write_store(folder, *args))
         for extractor in (self.features, self.phones):
@@ -99,7 +126,7 @@ class AudioDataModule(ResumableDataModule):
         self.prepare_data()  # cheap by now; makes setup() enough on a rank that did not prepare
         stored = self._stored()
         warn_bad_files(json.loads((self._folder / "meta.json").read_text())["bad"], len(self._recordings))
-        pcm = ListColumn(self._folder / "pcm.arrow", "pcm")
+        pcm = self._pcm(stored)
         local, labelled = self._open(self.features, stored)
         phones, transcribed = self._open(self.phones, stored)
         rows = [row for row in range(len(stored)) if labelled[row] and transcribed[row]]
@@ -115,6 +142,13 @@ class AudioDataModule(ResumableDataModule):
             raise UserError(f"the training split of {self.source.name} is empty: {len(rows)} utterances are too few")
         counts = ", ".join(f"{len(self._splits[split])} {split}" for split in SPLITS)
         log.info("%s: %s utterances, %d speakers", self.source.name, counts, len(self._speakers))
+
+    def _pcm(self, stored: Sequence[Recording]) -> Any:
+        if not self.streaming:
+            return ListColumn(self._folder / "pcm.arrow", "pcm")
+        for shards in self.source.shards.values():
+            shards.keep = (self.shuffle_groups + 1) * self.streams // max(self.num_workers, 1)
+        return StreamedPcm(self.source, stored, np.load(self._folder / "lengths.npy"), self.sample_rate)
 
     def _open(self, extractor: Any, stored: Sequence[Recording]) -> tuple[Any, Sequence[bool]]:
         if not extractor:
@@ -223,7 +257,20 @@ class AudioDataModule(ResumableDataModule):
         return {"num_workers": self.num_workers, "pin_memory": self.pin_memory, "collate_fn": collate}
 
     def train_dataloader(self) -> DataLoader:
-        return self.resumable_loader(self.train_set, self.batch_size, self.seed, **self._loader_args())
+        if not self.streaming:
+            return self.resumable_loader(self.train_set, self.batch_size, self.seed, **self._loader_args())
+        chunks, trainer = self.train_set, self.trainer
+        rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+        sampler = GroupSampler(self._group_ends(chunks), self.batch_size, self.seed, self.streams, self.shuffle_groups,
+                               rank=rank, world_size=world, position=self.position)  # fmt: skip
+        return ResumableLoader(chunks, batch_sampler=sampler, generator=torch.Generator().manual_seed(self.seed),
+                               **self._loader_args())  # fmt: skip
+
+    def _group_ends(self, chunks: ChunkDataset) -> np.ndarray:
+        """Where the windows of each row group of the training shards end."""
+        stored = chunks.utterances.pcm.recordings
+        rows = np.array([self.source.place(stored[row])[1] for row in chunks.utterances.rows], np.int64)
+        return group_ends(rows, np.diff(chunks.ends, prepend=0), self.source.shards["train"].ends)
 
     def val_dataloader(self) -> DataLoader | list:
         return self._eval_loader("val") if self.val_fraction or len(self._splits["val"]) else []

@@ -27,6 +27,19 @@ def read_bytes(data: bytes, name: str) -> tuple[NDArray, int]:
     return _read(io.BytesIO(data), data[:1024], len(data), name)
 
 
+def measure(data: bytes, name: str) -> tuple[int, int]:
+    """(samples, rate in Hz) as the header has it; of an mp3, whose header may not be exact, by decoding it."""
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            frames, rate, exact = file.frames, file.samplerate, file.format not in ("MP3", "MPEG")
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise BadAudio(f"{name} cannot be decoded ({reason}): repair it, or set data.on_bad_file=skip") from error
+    return (frames, rate) if exact and not _cut_off(data[:1024], len(data)) else (len(read_bytes(data, name)[0]), rate)
+
+
 def _read(source: Path | io.BytesIO, head: bytes, size: int, name: str) -> tuple[NDArray, int]:
     import soundfile
 

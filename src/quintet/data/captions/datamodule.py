@@ -21,6 +21,7 @@ from quintet.data.captions.views import Views
 from quintet.data.captions.vocabulary import Vocabulary
 from quintet.data.examples.store import ArrayInputs
 from quintet.data.exhibit import Exhibit
+from quintet.data.group_order import GroupSampler, check_workers, group_ends
 from quintet.data.resumable import ResumableDataModule, ResumableLoader, ViewSampler
 from quintet.data.special_ids import EOS, UNKNOWN
 from quintet.errors import UserError
@@ -37,7 +38,9 @@ class CaptionDataModule(ResumableDataModule):
     group_by_image: a training batch is `batch_size` images with all their captions, which costs an encoder one pass an
     image. Evaluation: `eval_batch_size` images with all their captions, in order, each on one device only.
     resize_size ... colour_jitter: see Views. features: the frozen encoder, as `model.encoder`, whose cached features
-    are served in place of images until `serve("images")`.
+    are served in place of images until `serve("images")`. streaming: leave the images in the source's parquet shards,
+    copy and look at nothing in advance. The order of training is then that of GroupSampler, without regard to length:
+    `shuffle_groups` row groups at a time, at `streams` places.
     """
 
     batch_type = CaptionBatch
@@ -47,8 +50,10 @@ class CaptionDataModule(ResumableDataModule):
                  length_window: int = 50, resize_size: int = 346, crop_size: int = 299, keep_aspect: bool = False,
                  mirror: bool = True, colour_jitter: bool = True, features: EncoderConfig | None = None,
                  eval_batch_size: int = 32, seed: int = 0, num_workers: int = 0,
-                 pin_memory: bool = False) -> None:  # fmt: skip
+                 pin_memory: bool = False, streaming: bool = False, streams: int = 4,
+                 shuffle_groups: int = 4) -> None:  # fmt: skip
         super().__init__()
+        self.streaming, self.streams, self.shuffle_groups = streaming, streams, shuffle_groups
         self.source, self.root, self.cache_dir = source, root, Path(cache_dir)
         self.batch_size, self.eval_batch_size, self.length_window = batch_size, eval_batch_size, length_window
         self.min_count, self.max_words, self.group_by_image = min_count, max_words, group_by_image
@@ -70,12 +75,21 @@ class CaptionDataModule(ResumableDataModule):
                 raise UserError(f"data.{key}={value}: give 1 or more" + (" or null" if key == "max_words" else ""))
         if self.seed < 0:
             raise UserError(f"data.seed={self.seed}: give 0 or more")
+        if self.streaming:
+            if not hasattr(self.source, "streaming"):
+                raise UserError(
+                    f"data.streaming=true reads parquet shards, not {self.source.name}: choose data=hub_captions"
+                )
+            check_workers(self.num_workers, self.streams)
+            self.source.streaming = True
 
     def prepare_data(self) -> None:
         """Look at every image, and compute features, once; safe when several processes do it at the same time."""
         if self._tables:
             return
         tables = self.source.splits(self.cache_dir)
+        for table in tables.values() if self.streaming else ():
+            table.shards.keep = (self.shuffle_groups + 1) * self.streams // max(self.num_workers, 1)
         if self.encoder is not None:
             self._features = {
                 split: cached_features(self.encoder, table, self.views, self.cache_dir, self.num_workers)
@@ -261,7 +275,12 @@ class CaptionDataModule(ResumableDataModule):
         """This rank's batches, standing where the checkpoint left them."""
         dataset, (rank, world) = self.dataset("train", training=True), self._rank()
         options = {"rank": rank, "world_size": world, "position": self.position}
-        if self.group_by_image:
+        if self.streaming:
+            images = dataset.images if self.group_by_image else dataset.table.image_of(dataset.rows)
+            ends = group_ends(dataset.table.rows_i[images], None, dataset.table.shards.ends)
+            sampler = GroupSampler(ends, self.batch_size, self.seed, self.streams, self.shuffle_groups, views=True,
+                                   **options)  # fmt: skip
+        elif self.group_by_image:
             sampler = ViewSampler(len(dataset), self.batch_size, self.seed, **options)
         else:
             sampler = CaptionSampler(dataset.lengths(), self.batch_size, self.seed, self.length_window, **options)

@@ -1,11 +1,13 @@
 """Images with captions that `datasets.load_dataset` reads: a Hub id, or a local folder of parquet files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from quintet.data.captions.source import SPLITS, Caption, CaptionSource, Parts, Picture
+from quintet.data.captions.table import CaptionTable, ShardTable
+from quintet.data.shards import ParquetShards, find_shards
 from quintet.errors import UserError
 
 
@@ -23,6 +25,7 @@ class HubCaptions(CaptionSource):
     caption_columns: texts, or lists of texts, in each. split_column: where one split holds all and a column says which
     is which (names then maps to what stands there, and `all_in` is the split to load). id_column: names of the images;
     rows of one name are captions of one image. null: counted.
+    streaming: leave the images in their parquet shards, see data.streaming; they are not looked at in advance.
     """
 
     subset: str | None = None
@@ -34,6 +37,7 @@ class HubCaptions(CaptionSource):
     id_column: str | None = None
     split_column: str | None = None
     all_in: str = "train"
+    streaming: bool = False
 
     name: ClassVar[str] = "Hub data set"
     put: ClassVar[str] = "a Hub id, or a folder of parquet files,"
@@ -55,6 +59,19 @@ class HubCaptions(CaptionSource):
         missing = {split: f"data.source.names has none for {split}" for split in SPLITS if split not in found}
         return Parts({split: [*pictures.values()] for split, pictures in found.items()}, missing)
 
+    def splits(self, cache_dir: str | Path) -> dict[str, CaptionTable]:
+        """As `CaptionSource.splits`; of a streamed data set the tables find the images in the shards."""
+        tables = super().splits(cache_dir)
+        if not self.streaming:
+            return tables
+        shards = {split: self._loaded[self.all_in if self.split_column else self.names[split]] for split in tables}
+        return {
+            split: ShardTable(table.folder, split, shards[split], self.image_column) for split, table in tables.items()
+        }
+
+    def shard_row(self, image: Cell) -> int | None:
+        return image.row if self.streaming else None
+
     def load(self, image: Cell) -> bytes:
         cell = self._loaded[image.split][image.row][self.image_column]
         if cell is None or not (cell["bytes"] or cell["path"]):
@@ -62,12 +79,13 @@ class HubCaptions(CaptionSource):
         return cell["bytes"] or Path(cell["path"]).read_bytes()
 
     def identity(self, image: Cell) -> list:
-        return [self._loaded[image.split]._fingerprint, *image]
+        loaded = self._loaded[image.split]
+        return [loaded.key if self.streaming else loaded._fingerprint, *image]
 
     def _read_split(self, split: str, name: str, pictures: dict[str, Picture]) -> None:
-        loaded, number = self._loaded[name], 0
+        number = 0
         columns = [*self.caption_columns, *(c for c in (self.id_column, self.split_column) if c)]
-        for batch in loaded.select_columns(columns).iter(batch_size=1000):
+        for batch in self._texts_of(name, columns):
             for i in range(len(batch[columns[0]])):
                 row, number = number, number + 1
                 if self.split_column and str(batch[self.split_column][i]) != self.names[split]:
@@ -78,7 +96,16 @@ class HubCaptions(CaptionSource):
                 where = f"{self.root}, split {name}, row {row}"
                 picture.captions.extend(Caption(text, where) for text in texts)
 
+    def _texts_of(self, name: str, columns: list[str]) -> Iterator[Mapping[str, list]]:
+        if self.streaming:
+            texts = ParquetShards(self._loaded[name].files, columns)
+            yield {column: texts.column(column) for column in columns}
+        else:
+            yield from self._loaded[name].select_columns(columns).iter(batch_size=1000)
+
     def _load(self, name: str, cache_dir: Path) -> Any:
+        if self.streaming:
+            return ParquetShards(find_shards(self.root, self.subset, name, cache_dir), [self.image_column])
         from datasets import Image, load_dataset
         from datasets.exceptions import DatasetGenerationError
 

@@ -79,6 +79,10 @@ class CaptionSource:
         """The bytes of an image's file."""
         return image.read_bytes()
 
+    def shard_row(self, image: Any) -> int | None:
+        """The row of an image that stays where it is, in a shard; None for one that is looked at and stored."""
+        return None
+
     def identity(self, image: Any) -> list:
         """What tells an image from a changed one without opening it."""
         stat = image.stat() if image.is_file() else None
@@ -167,7 +171,7 @@ class Writer:
         """`<split>-images.arrow`, `-texts.arrow`, `.npz` (where captions and tokens begin) and `.npy` (tokens)."""
         from datasets import Value
 
-        texts, tokens, first, starts = [], array("i"), [0], [0]
+        texts, tokens, first, starts, places = [], array("i"), [0], [0], array("q")
 
         def rows() -> Iterator[dict[str, Any]]:
             for picture, data, code in self._loaded(pictures):
@@ -180,6 +184,8 @@ class Writer:
                     tokens.extend(self.numbers.setdefault(word, len(self.numbers)) for word in words)
                     starts.append(len(tokens))
                 first.append(len(texts))
+                if (place := self.source.shard_row(picture.image)) is not None:
+                    places.append(place)
                 path = str(picture.image) if isinstance(picture.image, Path) else None
                 yield {"name": picture.name, "path": path, "data": None if path else data, "hash": code}
 
@@ -188,12 +194,17 @@ class Writer:
         write_rows(folder / f"{split}-texts.arrow", {"text": Value("string")}, ({"text": t} for t in texts), 1000)
         np.savez(folder / f"{split}.npz", first=np.array(first, np.int64), starts=np.array(starts, np.int64))
         np.save(folder / f"{split}.npy", np.array(tokens, np.int32))
+        if places:
+            np.save(folder / f"{split}-rows.npy", np.array(places, np.int64))
         if not texts:
             raise UserError(f"the {split} split of {self.source.name} has nothing left: {'; '.join(self.said())}")
 
-    def _loaded(self, pictures: list[Picture]) -> Iterator[tuple[Picture, bytes, str]]:
-        """(picture, file, its hash) of those that can be decoded. Pillow decodes outside Python's lock."""
+    def _loaded(self, pictures: list[Picture]) -> Iterator[tuple[Picture, bytes | None, str]]:
+        """(picture, file, its hash) of those that can be decoded, or stay in a shard. Pillow frees Python's lock."""
         with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for picture in (p for p in pictures if self.source.shard_row(p.image) is not None):
+                yield picture, None, ""
+            pictures = [p for p in pictures if self.source.shard_row(p.image) is None]
             for start in range(0, len(pictures), BLOCK):
                 block = pictures[start : start + BLOCK]
                 for picture, (data, problem) in zip(block, pool.map(self._look, block), strict=True):

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quintet.data.examples.pictures import to_rgb
-from quintet.data.segmentation.labels import open_picture
+from quintet.data.segmentation.labels import as_rgb, open_picture
+from quintet.data.shards import ParquetShards
+from quintet.errors import UserError
 
 
 class CaptionTable:
@@ -76,3 +78,28 @@ class CaptionTable:
         row = self.images[int(image)]
         opened = open_picture(row["path"] or row["name"], data=row["data"])
         return torch.from_numpy(np.array(to_rgb(opened))).permute(2, 0, 1)
+
+
+class ShardTable(CaptionTable):
+    """A split whose images stay in their parquet shards. rows_i: the row of each image there, increasing."""
+
+    def __init__(self, folder: Path, split: str, shards: ParquetShards, column: str) -> None:
+        super().__init__(folder, split)
+        self.shards, self.column = shards, column
+        self.rows_i = np.load(folder / f"{split}-rows.npy", mmap_mode="r")
+
+    def __reduce__(self) -> tuple:
+        return ShardTable, (self.folder, self.split, self.shards, self.column)
+
+    def hashes(self) -> list[str]:
+        """Of shard and row: the images have not been looked at."""
+        return [f"{self.shards.key}:{row}" for row in self.rows_i]
+
+    def picture(self, image: int) -> Tensor:
+        row = int(self.rows_i[image])
+        cell = self.shards.row(row)[self.column]
+        data = cell.get("bytes") if isinstance(cell, dict) else cell
+        where = self.shards.where(row)
+        if not isinstance(data, bytes):
+            raise UserError(f"{where}: column {self.column} holds no bytes of an image file")
+        return torch.from_numpy(np.array(as_rgb(open_picture(where, data=data), where))).permute(2, 0, 1)
