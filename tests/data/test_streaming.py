@@ -257,17 +257,16 @@ def test_a_broken_image_in_a_shard_is_named(tmp_path):
 SCRIPT = Path(__file__).with_name("stream_run.py")
 
 
-@pytest.mark.parametrize("kind", ["audio", "captions"])
-def test_stopped_in_the_middle_of_an_epoch_and_resumed(speech, pictures, tmp_path, kind):
+@pytest.mark.parametrize(("kind", "stop"), [("audio", 4), ("captions", 13)])  # in the first and in the second epoch
+def test_stopped_in_the_middle_of_an_epoch_and_resumed(speech, pictures, tmp_path, kind, stop):
     """With two workers, which draw ahead: the rest of what the uninterrupted run sees, in its order."""
     make, root = {"audio": (audio, speech), "captions": (captions, pictures)}[kind]
     options = {"cache": tmp_path / "cache", "num_workers": 2, "streams": 2}
-    whole = run(make(root, **options), tmp_path, max_steps=14, max_epochs=-1)
-    for stop in (4, 11):  # in the first and in the second epoch of captions
-        first = run(make(root, **options), tmp_path, save=tmp_path / "x.ckpt", max_steps=stop, max_epochs=-1)
-        assert first == whole[:stop]
-        rest = run(make(root, **options), tmp_path, resume=tmp_path / "x.ckpt", max_steps=14, max_epochs=-1)
-        assert len(rest) == 14 - stop and rest == whole[stop:]
+    whole = run(make(root, **options), tmp_path, max_steps=16, max_epochs=-1)
+    first = run(make(root, **options), tmp_path, save=tmp_path / "x.ckpt", max_steps=stop, max_epochs=-1)
+    assert first == whole[:stop]
+    rest = run(make(root, **options), tmp_path, resume=tmp_path / "x.ckpt", max_steps=16, max_epochs=-1)
+    assert len(rest) == 16 - stop and rest == whole[stop:]
 
 
 def test_two_ranks_over_three_uneven_shards(speech, tmp_path):

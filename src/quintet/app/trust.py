@@ -143,7 +143,11 @@ def guard_composition() -> None:
 
     @wraps(original)
     def load_configuration(self, config_name, overrides, *args, **kwargs):
-        cfg = original(self, config_name, overrides, *args, **kwargs)
+        try:
+            cfg = original(self, config_name, overrides, *args, **kwargs)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, RecursionError) as error:
+            # Hydra's own checks of overrides end so: `model=null`
+            raise UserError(f"{' '.join(map(str, overrides))[:200]}: {' '.join(str(error).split())[:200]}") from error
         check_hydra(OmegaConf.to_container(cfg, resolve=False), overrides)
         return cfg
 
