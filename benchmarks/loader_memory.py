@@ -4,12 +4,12 @@ python benchmarks/loader_memory.py [--epochs 12] [--publish loader_memory]
 Audio, segmentation and captions samples, and both streamed from parquet shards; worker processes persist.
 """
 
+import multiprocessing
 import os
 import tempfile
 import time
 from pathlib import Path
 
-import psutil
 import torch
 from _common import RESULTS, one_line_errors, parser
 
@@ -24,9 +24,14 @@ CASES = {
 
 
 def sizes() -> tuple[float, float]:
-    """Mean (proportional, unshared) megabytes of this process's children."""
-    facts = [child.memory_full_info() for child in psutil.Process().children()]
-    return tuple(sum(getattr(fact, name) for fact in facts) / len(facts) / 2**20 for name in ("pss", "uss"))
+    """Mean (proportional, unshared) megabytes of the workers: PSS and USS, as Linux counts them."""
+    both = []
+    for worker in multiprocessing.active_children():
+        lines = (line.split() for line in Path(f"/proc/{worker.pid}/smaps_rollup").read_text().splitlines()[1:])
+        kib = {line[0].rstrip(":"): int(line[1]) for line in lines}
+        both.append((kib["Pss"] / 1024, (kib["Private_Clean"] + kib["Private_Dirty"]) / 1024))
+    assert len(both) == WORKERS, f"{len(both)} workers"
+    return tuple(sum(column) / WORKERS for column in zip(*both, strict=True))
 
 
 def measure(loader, epochs: int) -> list[tuple[float, float]]:
@@ -100,7 +105,7 @@ def main() -> None:
             rows.append(row)
     if args.publish:
         write_result(RESULTS / f"{args.publish}.json", title="Memory of data workers over epochs", rows=rows,
-                     protocol=f"psutil's PSS and USS, mean of {WORKERS} persistent workers, every epoch read whole",
+                     protocol=f"PSS and USS of /proc/PID/smaps_rollup, mean of {WORKERS} persistent workers",
                      data="samples", subset=False, seconds=time.perf_counter() - begin)  # fmt: skip
 
 
