@@ -27,9 +27,9 @@ def test_killed_trainings_end_as_the_others():
 
 
 def test_two_processes_train_and_measure_as_one():
-    """The memory, mean IoU, and BLEU and CIDEr with two stages; uneven last batches; resumed on more and on fewer."""
-    found = run("ranks", "--cases=rare_events,deeplab,captioning")
-    assert len(found) == 9
+    """The memory, and BLEU and CIDEr with two stages; uneven last batches; resumed on more and on fewer."""
+    found = run("ranks", "--cases=rare_events,captioning")
+    assert len(found) == 6
 
 
 def test_a_difference_is_found(tmp_path):
