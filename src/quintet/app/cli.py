@@ -55,7 +55,8 @@ def user_message(error: BaseException) -> str | None:
     while seen is not None:
         if isinstance(seen, UserError):
             # torch hands on what a DataLoader's worker raised with its traceback as the text
-            return str(seen).rstrip().rpartition(f"{UserError.__module__}.{UserError.__name__}: ")[2]
+            text = str(seen).rstrip().rpartition(f"{UserError.__module__}.{UserError.__name__}: ")[2]
+            return "".join(c if c.isprintable() else " " for c in text)  # names in it may hold line breaks, or worse
         seen = seen.__cause__ or seen.__context__
     hydra_error = type(error).__module__.startswith(("hydra.errors", "hydra.core.override_parser"))
     if hydra_error or isinstance(error, OmegaConfBaseException):

@@ -75,19 +75,30 @@ def read_coco(path: Path, folder: Path) -> list[Picture]:
     for image in content["images"]:
         if _get(image, "id", path) in files:
             raise UserError(f"{path}: image id {image['id']} is there twice: an image belongs to one split, once")
-        files[image["id"]], captions[image["id"]] = _get(image, "file_name", path), []
+        files[image["id"]], captions[image["id"]] = _get(image, "file_name", path, str), []
     for annotation in content["annotations"]:
         image = _get(annotation, "image_id", path)
         if image not in captions:
             raise UserError(f"{path}: a caption is of image {image}, which `images` does not list")
-        captions[image].append((_get(annotation, "id", path), _get(annotation, "caption", path)))
+        captions[image].append((_get(annotation, "id", path), _get(annotation, "caption", path, str)))
     return [
-        Picture(str(image), folder / name, [Caption(t, f"{path}, annotation {k}") for k, t in sorted(captions[image])])
+        Picture(
+            str(image),
+            folder / name,
+            [Caption(t, f"{path}, annotation {k}") for k, t in sorted(captions[image], key=_by_id)],
+        )
         for image, name in files.items()
     ]
 
 
-def _get(entry: Mapping[str, Any], key: str, path: Path) -> Any:
+def _by_id(pair: tuple[int | str, str]) -> tuple[bool, int | str, str]:
+    """Numbers before texts, which cannot be compared."""
+    return isinstance(pair[0], str), *pair
+
+
+def _get(entry: Mapping[str, Any], key: str, path: Path, kind: type = int | str) -> Any:
     if not isinstance(entry, Mapping) or key not in entry:
-        raise UserError(f"{path}: an entry without {key!r}: {str(entry)[:80]}")
+        raise UserError(f"{path}: an entry without {key!r}: {str(entry)[:80]!r}")
+    if not isinstance(entry[key], kind):
+        raise UserError(f"{path}: {key!r} is {str(entry[key])[:40]!r} in an entry: {str(entry)[:80]!r}")
     return entry[key]

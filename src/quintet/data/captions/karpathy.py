@@ -20,11 +20,12 @@ def read_karpathy(path: Path, image_of: Callable[[Mapping[str, Any]], Path]) -> 
     for number, entry in enumerate(read_json(path, "images")["images"]):
         try:
             name = str(entry.get("cocoid", entry["filename"]))
-            texts, split = [sentence["raw"] for sentence in entry["sentences"]], entry["split"]
+            texts, split = [sentence["raw"] + "" for sentence in entry["sentences"]], str(entry["split"])  # texts only
+            file = image_of(entry)
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}, image {number}: no {error}: is it Karpathy's dataset_*.json?") from error
         if split not in SPLIT_OF:
             raise UserError(f"{path}, image {name}: split {split!r} is none of {', '.join(SPLIT_OF)}")
         captions = [Caption(text, f"{path}, image {name}, sentence {k}") for k, text in enumerate(texts)]
-        parts.pictures[SPLIT_OF[split]].append(Picture(name, image_of(entry), captions))
+        parts.pictures[SPLIT_OF[split]].append(Picture(name, file, captions))
     return parts

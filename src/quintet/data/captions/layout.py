@@ -1,6 +1,8 @@
 """Where a captioned data set keeps its folders, lists and archives, and how its text files are read."""
 
 import json
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,15 @@ class Place:
         return found
 
 
+def file_status(path: Path) -> os.stat_result | None:
+    """Size and times; None for what is no file, a name that no file can have included."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return None
+    return status if stat.S_ISREG(status.st_mode) else None
+
+
 def read_lines(path: Path) -> list[str]:
     """Lines of UTF-8 text without their ends. Errors: UserError naming file and line of what is no UTF-8."""
     lines = []
@@ -59,12 +70,14 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_json(path: Path, *keys: str) -> dict[str, Any]:
-    """A JSON object with these keys. Errors: UserError naming the file and what is wrong with it."""
+    """A JSON object with lists under these keys. Errors: UserError naming the file and what is wrong with it."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no JSON: {error}; download it again") from error
     for key in keys:
         if not isinstance(content, dict) or key not in content:
             raise UserError(f"{path} has no {key!r}: is it another data set's?")
+        if not isinstance(content[key], list):
+            raise UserError(f"{path}: {key!r} is no list but {str(content[key])[:60]!r}: is it another data set's?")
     return content

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from quintet.data.captions.layout import Place
+from quintet.data.captions.layout import Place, file_status
 from quintet.data.captions.table import CaptionTable
 from quintet.data.segmentation.labels import open_picture
 from quintet.data.store import build_once, digest, write_rows
@@ -85,8 +85,8 @@ class CaptionSource:
 
     def identity(self, image: Any) -> list:
         """What tells an image from a changed one without opening it."""
-        stat = image.stat() if image.is_file() else None
-        return [str(image), *((stat.st_size, stat.st_mtime_ns) if stat else ())]
+        status = file_status(image)
+        return [str(image), *((status.st_size, status.st_mtime_ns) if status else ())]
 
     def splits(self, cache_dir: str | Path) -> dict[str, CaptionTable]:
         """The stored splits; one that has no image is not among them but in `missing`, with the reason.
@@ -123,7 +123,7 @@ class CaptionSource:
         parts.pictures = {split: parts.pictures[split] for split in SPLITS if split in parts.pictures}
         for split, pictures in list(parts.pictures.items()):
             paths = [picture.image for picture in pictures if isinstance(picture.image, Path)]
-            if paths and not any(path.is_file() for path in paths):
+            if paths and not any(file_status(path) for path in paths):
                 parts.missing[split] = f"none of its {len(paths)} images is there, the first would be {paths[0]}"
             if not pictures or split in parts.missing:
                 parts.missing.setdefault(split, "it has no images")
@@ -220,8 +220,10 @@ class Writer:
             open_picture(where, data=data)
         except FileNotFoundError:
             return b"", f"image {where} is missing"
-        except (UserError, OSError) as error:
+        except UserError as error:
             return b"", str(error).split(";")[0]
+        except (OSError, ValueError) as error:  # also a name that no file can have
+            return b"", f"image {where} cannot be read: {error}"
         return data, None
 
     def _tokenised(self, picture: Picture) -> Iterator[tuple[str, list[str]]]:
