@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from quintet.data.audio.recording import Recording, Source
 from quintet.errors import UserError
 
+OGG_PAGE = 65307  # bytes at most
+
 
 class BadAudio(UserError):
     """The file cannot be decoded, or not completely; `data.on_bad_file=skip` leaves it out."""
@@ -18,13 +20,15 @@ class BadAudio(UserError):
 def read_file(path: Path) -> tuple[NDArray, int]:
     """Anything libsndfile reads (wav, flac, ogg, mp3, NIST sphere) -> int16 (n,) or (n, channels), rate in Hz."""
     with path.open("rb") as file:
-        head = file.read(1024)
-    return _read(path, head, path.stat().st_size, str(path))
+        head, size = file.read(1024), path.stat().st_size
+        file.seek(max(0, size - OGG_PAGE))
+        ends = head, file.read()
+    return _read(path, ends, size, str(path))
 
 
 def read_bytes(data: bytes, name: str) -> tuple[NDArray, int]:
     """The same from memory; `name` appears in messages."""
-    return _read(io.BytesIO(data), data[:1024], len(data), name)
+    return _read(io.BytesIO(data), (data[:1024], data[-OGG_PAGE:]), len(data), name)
 
 
 def measure(data: bytes, name: str) -> tuple[int, int]:
@@ -37,10 +41,11 @@ def measure(data: bytes, name: str) -> tuple[int, int]:
     except (soundfile.SoundFileError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise BadAudio(f"{name} cannot be decoded ({reason}): repair it, or set data.on_bad_file=skip") from error
-    return (frames, rate) if exact and not _cut_off(data[:1024], len(data)) else (len(read_bytes(data, name)[0]), rate)
+    whole = not _cut_off(data[:1024], data[-OGG_PAGE:], len(data))
+    return (frames, rate) if exact and whole else (len(read_bytes(data, name)[0]), rate)
 
 
-def _read(source: Path | io.BytesIO, head: bytes, size: int, name: str) -> tuple[NDArray, int]:
+def _read(source: Path | io.BytesIO, ends: tuple[bytes, bytes], size: int, name: str) -> tuple[NDArray, int]:
     import soundfile
 
     try:
@@ -51,13 +56,18 @@ def _read(source: Path | io.BytesIO, head: bytes, size: int, name: str) -> tuple
     except (soundfile.SoundFileError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise BadAudio(f"{name} cannot be decoded ({reason}): repair it, or set data.on_bad_file=skip") from error
-    if len(audio) < declared or _cut_off(head, size):
+    if len(audio) < declared or _cut_off(*ends, size):
         raise BadAudio(f"{name} is truncated: copy it again, or set data.on_bad_file=skip")
     return (audio if exact else to_pcm16(audio, name)), rate
 
 
-def _cut_off(head: bytes, size: int) -> bool:
-    """libsndfile quietly shortens a wav or sphere file whose header promises more bytes than there are."""
+def _cut_off(head: bytes, tail: bytes, size: int) -> bool:
+    """libsndfile quietly shortens a wav or sphere file that is shorter than its header says, and an ogg without end."""
+    if head.startswith(b"OggS"):
+        page = tail[tail.rfind(b"OggS") :]
+        table = page[27 : 27 + page[26]] if len(page) > 27 else b""
+        ends_stream = len(page) > 5 and bool(page[5] & 4)
+        return not ends_stream or 27 + len(table) + sum(table) > len(page)
     if head[:4] == b"RIFF":
         (riff_bytes,) = struct.unpack("<I", head[4:8])
         return 0 < riff_bytes < 0xFFFFFFF0 and riff_bytes + 8 > size + 1
