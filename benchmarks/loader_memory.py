@@ -89,8 +89,8 @@ def main() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     streamed = {
         "audio, streamed": [*CASES["audio"][::2], "data=hub", "data.streaming=true", "data.sample_rate=16000"],
-        "captions, streamed": ["model=show_and_tell", "data=hub_captions", "data.streaming=true", "data.min_count=1", *SMALL,
-                               "data.source.names={train: train, val: null, test: null}"],
+        "captions, streamed": ["model=show_and_tell", "data=hub_captions", "data.streaming=true", "data.min_count=1",
+                               "data.source.names={train: train, val: null, test: null}", *SMALL],
     }  # fmt: skip
     for name, overrides in (CASES | streamed).items():
         with tempfile.TemporaryDirectory() as folder:
