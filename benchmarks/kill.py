@@ -1,6 +1,6 @@
 """Is a training that is killed again and again the one that nobody killed? SIGKILL at random moments, then resume=.
 
-    python benchmarks/kill.py --kills 20 --publish resume_kills
+    python benchmarks/kill.py --kills 20 --publish harness_resume_kills
 
 For each case a small training is run once undisturbed, and once killed `--kills` times: at a random moment of a random
 step, while it starts, in the middle of writing a checkpoint, before the written file gets its name. After the last
@@ -279,7 +279,7 @@ def rows(run: Path) -> list[dict[str, str]]:
 
 def main() -> None:
     """Command line."""
-    options = parser(__doc__.split("\n")[0], "resume_kills")
+    options = parser(__doc__.split("\n")[0], "harness_resume_kills")
     options.add_argument("--kills", type=int, default=20, help="of each case")
     options.add_argument("--cases", default=",".join(CASES), help=f"of {', '.join(CASES)}")
     options.add_argument("--seed", type=int, default=0)

@@ -1,6 +1,6 @@
 """Whether data workers' memory grows with epochs: their proportional and unshared size after the second and last.
 
-python benchmarks/loader_memory.py [--epochs 12] [--publish loader_memory]
+python benchmarks/loader_memory.py [--epochs 12] [--publish harness_loader_memory]
 Audio, segmentation and captions samples, and both streamed from parquet shards; worker processes persist.
 """
 
@@ -82,7 +82,7 @@ def write_shards(folder: Path, overrides: list[str]) -> None:
 
 
 def main() -> None:
-    options = parser(__doc__.splitlines()[0], "loader_memory")
+    options = parser(__doc__.splitlines()[0], "harness_loader_memory")
     options.add_argument("--epochs", type=int, default=12)
     args = options.parse_args()
     begin, rows = time.perf_counter(), []

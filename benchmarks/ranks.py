@@ -1,6 +1,6 @@
 """Do two processes train as one does? The same global batch on two CPU ranks and on one, epoch for epoch.
 
-    python benchmarks/ranks.py --publish ranks_exactness
+    python benchmarks/ranks.py --publish harness_ranks_exactness
 
 For each case: one process at batch 2B; two at batch B, DDP over gloo; two up to a kill in the middle and one from
 there; one up to the middle and two from there. Compared row by row in metrics.csv: the losses of every step and the
@@ -118,7 +118,7 @@ def compare(case: Case, folder: Path) -> Iterator[dict]:
 
 def main() -> None:
     """Command line."""
-    options = parser(__doc__.split("\n")[0], "ranks_exactness")
+    options = parser(__doc__.split("\n")[0], "harness_ranks_exactness")
     options.add_argument("--cases", default=",".join(CASES), help=f"of {', '.join(CASES)}")
     options.add_argument("--keep", type=Path, help="folder for the runs, kept; default: a temporary one")
     args = options.parse_args()

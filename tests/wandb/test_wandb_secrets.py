@@ -11,7 +11,7 @@ from harness import REPOSITORY
 from wandb_client import KEY
 
 from quintet.app import compose, config
-from quintet.app.secret_forms import refuse_on_command_line
+from quintet.app.secrets import refuse_on_command_line
 from quintet.errors import UserError
 
 

@@ -17,8 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from quintet.app import compose, slurm
 from quintet.app.config import Origin, check, check_multirun, suggest
 from quintet.app.preemption import SIGNALS
-from quintet.app.secret_forms import refuse_on_command_line
-from quintet.app.secret_values import refuse_secrets
+from quintet.app.secrets import refuse_on_command_line
 from quintet.app.trust import keep_home
 from quintet.errors import UserError
 
@@ -78,7 +77,6 @@ def train_main(hydra_train: Callable[[], None]) -> int:
     sys.argv = [re.sub(r"^debug=(true|false)$", r"debug='\1'", a, flags=re.IGNORECASE) for a in sys.argv]
     with one_line_errors(sys.argv):
         refuse_on_command_line(sys.argv[1:])
-        refuse_secrets(sys.argv, "the command line")
         run = argument("resume", sys.argv[1:])
         if run:
             resume_job(Path(run), [a for a in sys.argv[1:] if not a.startswith("resume=")])
@@ -162,7 +160,6 @@ def eval_main() -> int:
         return 0
     with one_line_errors(argv):
         refuse_on_command_line(argv)
-        refuse_secrets(argv, "the command line")
         mine = [a for a in argv if re.split(r"[.=]", a.lstrip("+~"))[0] in EVAL_KEYS]
         request = compose.compose_checked("eval", mine)
         cfg = compose.config_of(request.run, request.ckpt)

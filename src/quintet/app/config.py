@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from quintet.app.secret_forms import refuse_in_configuration
+from quintet.app.secrets import refuse_in_configuration
 from quintet.app.signature import class_attribute, signature_of
 from quintet.app.trust import KEYWORDS, check_name, is_allowed
 from quintet.errors import UserError

@@ -9,7 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from quintet.app.config import REPOSITORY
-from quintet.app.secret_values import environment
+from quintet.app.secrets import environment
 
 INTERACTIVE = ("bash", "sh", "zsh", "interactive")  # a shell that salloc or srun --pty opened: many runs, one job
 

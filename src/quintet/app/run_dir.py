@@ -10,7 +10,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from quintet.app.secret_values import refuse_in_config
+from quintet.app.secrets import refuse_in_config
 from quintet.machine import hardware, versions
 from quintet.results import commit
 
