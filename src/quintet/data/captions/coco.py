@@ -98,7 +98,7 @@ def _by_id(pair: tuple[int | str, str]) -> tuple[bool, int | str, str]:
 
 def _get(entry: Mapping[str, Any], key: str, path: Path, kind: type = int | str) -> Any:
     if not isinstance(entry, Mapping) or key not in entry:
-        raise UserError(f"{path}: an entry without {key!r}: {str(entry)[:80]!r}")
+        raise UserError(f"{path}: an entry without {key!r}: {str(entry)[:80]}")
     if not isinstance(entry[key], kind):
-        raise UserError(f"{path}: {key!r} is {str(entry[key])[:40]!r} in an entry: {str(entry)[:80]!r}")
+        raise UserError(f"{path}: {key!r} is {str(entry[key])[:40]!r} in an entry: {str(entry)[:80]}")
     return entry[key]
