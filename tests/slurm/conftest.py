@@ -158,7 +158,9 @@ class Run:
             assert self.process.poll() is None, self.said + "\n".join(self.logs())
             shown = self.show(job)
             if shown["JobState"] == "PENDING" and int(shown["Restarts"]) >= times:
-                self.cluster.tell("scontrol", "update", f"JobId={job}", "StartTime=now")
+                # may fail: the job can have begun since it was asked for
+                command = ["scontrol", "update", f"JobId={job}", "StartTime=now"]
+                subprocess.run(command, env=self.cluster.env, capture_output=True, timeout=60)
             return shown["JobState"] == "RUNNING" and int(shown["Restarts"]) >= times
 
         self.until(running)
