@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from quintet.errors import UserError
+from quintet.models.influence.examples import rows_of, tensors
 from quintet.models.influence.preconditioned import minimise, root_of
 from quintet.models.influence.refit import Refitted, Removal
 from quintet.models.influence.risk import EmpiricalRisk, has_recurrence
@@ -123,19 +124,19 @@ def batch_order(count: int, size: int, steps: int, seed: int) -> Iterator[Tensor
 
 def value_and_gradient(risk: EmpiricalRisk, theta: Tensor, removal: Removal) -> float:
     """The risk without an example at `theta`, whose .grad is set; the others' mean is over those that stay."""
-    count, value = len(risk.train) - (removal is not None), 0.0
+    count, value, total_p = len(risk.train) - (removal is not None), 0.0, torch.zeros_like(risk.theta)
+    for place, batch in risk.train.batches(risk.batch_size, risk.dtype, risk.device):
+        if removal is not None and place.start <= removal < place.stop:
+            stays = torch.arange(place.start, min(place.stop, len(risk.train))) != removal
+            batch = rows_of(batch, stays.to(risk.device))
+        if len(tensors(batch)[0]):
+            found, gradient_p = risk.sum_and_gradient(theta, batch)
+            value, total_p = value + found / count, total_p + gradient_p / count
     theta.grad = None
-    with torch.enable_grad(), plain_kernels(risk):
-        for place, batch in risk.train.batches(risk.batch_size, risk.dtype, risk.device):
-            losses_b = risk.losses(theta, batch)
-            if removal is not None and place.start <= removal < place.stop:
-                here = removal - place.start
-                losses_b = torch.cat([losses_b[:here], losses_b[here + 1 :]])
-            mean = losses_b.sum() / count
-            mean.backward()
-            value += float(mean.detach())
+    with torch.enable_grad():
         penalty = risk.penalty(theta)
         penalty.backward()
+    theta.grad += total_p
     return value + float(penalty.detach())
 
 

@@ -28,7 +28,8 @@ class FitConfig(OptimizerConfig):
     no entry of the gradient is above `tolerance_grad`. Logistic regression of two classes, in float64 and with an L2
     term, is finished by Newton's method (newton.py) where that leaves it short: badly scaled columns, as hospital data
     have, bring L-BFGS to a halt. preconditioner: for a network, `ekfac`, or `gauss_newton` for a small one
-    (preconditioned.py). exact_hinge: the SVM's minimum in one step (svm.py).
+    (preconditioned.py). project_top: a network's last layer is kept at its own minimum, which L-BFGS moves the rest for
+    (projection.py). exact_hinge: the SVM's minimum in one step (svm.py).
     """
 
     names = ("lbfgs", "exact_hinge", "adam", "sgd")
@@ -38,6 +39,7 @@ class FitConfig(OptimizerConfig):
     tolerance_grad: float = 1e-8
     history_size: int = 50
     preconditioner: str = "none"
+    project_top: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,6 +56,8 @@ class FitConfig(OptimizerConfig):
             )
         if self.preconditioner != "none" and self.name != "lbfgs":
             raise UserError("model.optimizer.preconditioner is for model.optimizer.name=lbfgs: give none")
+        if self.project_top and (self.name != "lbfgs" or self.preconditioner != "none"):
+            raise UserError("model.optimizer.project_top is for model.optimizer.name=lbfgs without a preconditioner")
         if self.full_batch and (self.schedule != "constant" or self.warmup_steps):
             log.warning("model.optimizer.schedule and .warmup_steps are ignored: %s has no rate", self.name)
 
@@ -76,6 +80,9 @@ def build_lbfgs(module: nn.Module, config: FitConfig, problem: Problem | None = 
         "history_size": config.history_size,
         "line_search_fn": "strong_wolfe",
     }
+    if config.project_top:
+        rest = [part for name, part in module.named_parameters() if not name.startswith("network.top.")]
+        return PreconditionedLbfgs(rest, lambda step: None, project=module.project_top, **settings)
     if config.preconditioner != "none":
         data, name = module.trainer.datamodule, config.preconditioner
         return PreconditionedLbfgs(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vjp
 
+from quintet.models.influence.compiled_risk import CompiledRisk
 from quintet.models.influence.examples import Examples
 from quintet.models.influence.kronecker import KroneckerFactor
 from quintet.models.influence.one_layer import OneLayer
@@ -153,5 +154,6 @@ class LinearRisk(OneLayer):
 
 def make_risk(module: Any, train: Examples, params: Any = "*", batch_size: int | None = None) -> EmpiricalRisk:
     """The risk by the quickest route: matrix products for a linear model, derivatives of the model otherwise."""
-    cls = next((cls for cls in (LinearRisk, SoftmaxRisk) if cls.applies(module, train, params)), EmpiricalRisk)
+    kinds = (LinearRisk, SoftmaxRisk, CompiledRisk)
+    cls = next((cls for cls in kinds if cls.applies(module, train, params)), EmpiricalRisk)
     return cls(module, train, params) if batch_size is None else cls(module, train, params, batch_size)

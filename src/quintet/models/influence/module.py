@@ -10,15 +10,19 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from quintet.data.batches import ExampleBatch
 from quintet.errors import UserError
+from quintet.models.influence.compiled_cnn import Block, CompiledCnn
+from quintet.models.influence.compiled_risk import MeanLoss, compiles, network_of
 from quintet.models.influence.lbfgs import ExactHinge, FitConfig, build_lbfgs
 from quintet.models.influence.linear_risk import LinearParts
 from quintet.models.influence.losses import loss_of, signs
 from quintet.models.influence.network import AllCnn, NetworkConfig
+from quintet.models.influence.projection import fit_top
 from quintet.models.influence.rbf import RbfMachine
 from quintet.models.influence.settings import build_network, check_labels, check_settings
 from quintet.models.optimizer import build_optimizer, from_mapping
@@ -68,6 +72,8 @@ class ClassifierModule(LightningModule):
         for metric in self.means.values():
             metric.set_dtype(torch.float64)
         self._cast_inputs: tuple[Tensor | None, Tensor | None] = (None, None)
+        self._compiled: CompiledCnn | None = None
+        self._packed: list[Block] | None = None  # of the full batch
         if start is not None:
             start_from(self, start)
 
@@ -159,8 +165,7 @@ class ClassifierModule(LightningModule):
             )
 
     def training_step(self, batch: ExampleBatch, batch_idx: int) -> Tensor:
-        losses_b = self.losses(self.train_outputs(self._cast(batch)), batch.labels)
-        mean, penalty = losses_b.mean(), self.regularisation()
+        mean, penalty = self._mean_loss(batch), self.regularisation()
         if not bool(torch.isfinite(mean + penalty)):
             raise UserError(
                 f"the training loss is {mean.item():g} (L2 term {penalty.item():g}) at step {self.global_step}: look"
@@ -169,6 +174,35 @@ class ClassifierModule(LightningModule):
         loss = mean + penalty
         self.log("train/loss", over_ranks(loss), prog_bar=True, batch_size=len(batch.labels))
         return loss
+
+    def _mean_loss(self, batch: ExampleBatch) -> Tensor:
+        """Without the L2 term, by compiled kernels where there are any for this network."""
+        if not compiles(self):
+            return self.losses(self.train_outputs(self._cast(batch)), batch.labels).mean()
+        return MeanLoss.apply(*self._pack(batch), *self.network.parameters())
+
+    def _pack(self, batch: ExampleBatch) -> tuple[CompiledCnn, list[Block]]:
+        """The compiled network and a batch as it takes it; the full batch is kept."""
+        if self._compiled is None:
+            self._compiled = network_of(self)
+        if not self.optimizer_config.full_batch:
+            return self._compiled, self._compiled.pack(batch.inputs, batch.labels)
+        if self._packed is None:
+            self._packed = self._compiled.pack(batch.inputs, batch.labels)
+        return self._compiled, self._packed
+
+    def project_top(self) -> None:
+        """Moves the last layer to its minimum on the training split, the rest being as it is."""
+        inputs, labels = self._datamodule().arrays("train")
+        batch = ExampleBatch(inputs, labels, torch.arange(len(labels)))
+        if compiles(self):
+            compiled, blocks = self._pack(batch)
+            theta_p = parameters_to_vector(self.network.parameters()).detach()
+            features_nf = torch.from_numpy(compiled.features_of(theta_p.numpy(), blocks))
+        else:
+            with torch.no_grad():
+                features_nf = self.network.features(self._cast(batch).inputs.to(self.network.top.weight.device))
+        fit_top(self.network.top, features_nf, labels, self.l2, self.l2 if self.decay_bias else 0.0)
 
     def _cast(self, batch: ExampleBatch) -> ExampleBatch:
         """In the model's precision: once for the full batch, not in each of L-BFGS's evaluations."""
@@ -227,7 +261,7 @@ class ClassifierModule(LightningModule):
             return
         from quintet.models.influence.report import training_report
 
-        self._cast_inputs = (None, None)
+        self._cast_inputs, self._packed = (None, None), None
         values, steepest = training_report(self, self._datamodule())
         for optimizer in self.trainer.optimizers:
             if getattr(optimizer, "gap", None) is not None:

@@ -25,12 +25,15 @@ FLOOR = 1e-6  # ekfac: eigenvalues below this part of a layer's largest count as
 
 
 class PreconditionedLbfgs(torch.optim.Optimizer):
-    """A step is up to `max_iter` iterations at one M, which `curvature(step)` gives for the parameters as they are."""
+    """A step is up to `max_iter` iterations at one M, which `curvature(step)` gives for the parameters as they are.
 
-    def __init__(self, params: Iterable[nn.Parameter], curvature: Callable[[int], Root], tolerance_grad: float,
-                 **settings: Any) -> None:  # fmt: skip
+    project: called before each evaluation, it moves parameters that are not among `params` to their own minimum.
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], curvature: Callable[[int], Root | None], tolerance_grad: float,
+                 project: Callable[[], None] = lambda: None, **settings: Any) -> None:  # fmt: skip
         super().__init__(params, {"step": 0})  # in the checkpoint, so that a resumed run draws the same labels
-        self.curvature, self.tolerance, self.settings = curvature, tolerance_grad, settings
+        self.curvature, self.tolerance, self.settings, self.project = curvature, tolerance_grad, settings, project
 
     def step(self, closure: Callable[[], Tensor]) -> Tensor:
         """The loss where the step began, as torch's own L-BFGS gives it."""
@@ -42,6 +45,7 @@ class PreconditionedLbfgs(torch.optim.Optimizer):
         def evaluate(theta_p: Tensor) -> tuple[Tensor, Tensor]:
             with torch.no_grad():
                 vector_to_parameters(theta_p, params)
+            self.project()
             with torch.enable_grad():
                 values.append(closure())
             return values[-1], parameters_to_vector([p.grad for p in params])
@@ -52,6 +56,7 @@ class PreconditionedLbfgs(torch.optim.Optimizer):
         theta_p, *_ = minimise(evaluate, start_p, root, reached, **self.settings)
         with torch.no_grad():  # its last evaluation may have been at a point of the line search that was not taken
             vector_to_parameters(theta_p, params)
+        self.project()
         return values[0]
 
 

@@ -89,6 +89,14 @@ class EmpiricalRisk:
         """L without its L2 term at any parameters, (B,)."""
         return self._at(theta_p, "example_losses", batch)
 
+    def sum_and_gradient(self, theta_p: Tensor, batch: Any) -> tuple[float, Tensor]:
+        """Sum of a batch's losses, without their L2 term, at any parameters, and its gradient (p,)."""
+        theta = theta_p.detach().requires_grad_()
+        # cuDNN's recurrent kernels have no backward pass in eval mode
+        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=not has_recurrence(self.module)):
+            total = self.losses(theta, batch).sum()
+            return float(total.detach()), torch.autograd.grad(total, theta)[0]
+
     def penalty(self, theta_p: Tensor) -> Tensor:
         """The L2 term at any parameters, a scalar."""
         explicit = 0.5 * self._decay * theta_p.square().sum()

@@ -46,6 +46,8 @@ def check_settings(network: NetworkConfig, optimizer: FitConfig, loss: str, l2: 
             "model.optimizer.name=exact_hinge is for model.loss=smooth_hinge of a linear or rbf network with model.l2"
             " above 0: use model.optimizer.name=lbfgs"
         )
+    if optimizer.project_top and (loss != "cross_entropy" or network.kind != "all_cnn"):
+        raise UserError("model.optimizer.project_top is for model=all_cnn with model.loss=cross_entropy")
     if optimizer.name == "lbfgs" and loss == "smooth_hinge" and t == 0:
         raise UserError(
             "the hinge has no gradient at its corner: use model.optimizer.name=exact_hinge, or model.smoothness above 0"
