@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from quintet.errors import UserError
 from quintet.models.influence.newton import Design, fit_logistic
 from quintet.models.influence.preconditioned import NAMES, PreconditionedLbfgs, curvature_during_training
+from quintet.models.influence.solvers.interface import Root
 from quintet.models.influence.svm import fit_hinge, fit_smooth_hinge
 from quintet.models.optimizer import OptimizerConfig
 
@@ -56,8 +58,8 @@ class FitConfig(OptimizerConfig):
             )
         if self.preconditioner != "none" and self.name != "lbfgs":
             raise UserError("model.optimizer.preconditioner is for model.optimizer.name=lbfgs: give none")
-        if self.project_top and (self.name != "lbfgs" or self.preconditioner != "none"):
-            raise UserError("model.optimizer.project_top is for model.optimizer.name=lbfgs without a preconditioner")
+        if self.project_top and self.name != "lbfgs":
+            raise UserError("model.optimizer.project_top is for model.optimizer.name=lbfgs")
         if self.full_batch and (self.schedule != "constant" or self.warmup_steps):
             log.warning("model.optimizer.schedule and .warmup_steps are ignored: %s has no rate", self.name)
 
@@ -80,14 +82,15 @@ def build_lbfgs(module: nn.Module, config: FitConfig, problem: Problem | None = 
         "history_size": config.history_size,
         "line_search_fn": "strong_wolfe",
     }
-    if config.project_top:
-        rest = [part for name, part in module.named_parameters() if not name.startswith("network.top.")]
-        return PreconditionedLbfgs(rest, lambda step: None, project=module.project_top, **settings)
-    if config.preconditioner != "none":
-        data, name = module.trainer.datamodule, config.preconditioner
-        return PreconditionedLbfgs(
-            module.parameters(), lambda step: curvature_during_training(module, data, name, step), **settings
-        )
+    if config.preconditioner != "none" or config.project_top:
+        chosen = "network.convolutions.*" if config.project_top else "*"
+
+        def curvature(step: int) -> Root | None:
+            return curvature_during_training(module, module.trainer.datamodule, config.preconditioner, step, chosen)
+
+        params = [part for name, part in module.named_parameters() if fnmatchcase(name, chosen)]
+        project = {"project": module.project_top} if config.project_top else {}
+        return PreconditionedLbfgs(params, curvature, **project, **settings)
     if problem is None:
         return Lbfgs(module.parameters(), **settings)
     bias_l2 = module.l2 if module.decay_bias else 0.0

@@ -99,10 +99,11 @@ def root_of(risk: EmpiricalRisk, name: str, seed: int = 0) -> Root | None:
     return GaussNewton(risk) if name == "gauss_newton" else curvature_of(risk, 0.0, seed, FLOOR)
 
 
-def curvature_during_training(module: nn.Module, datamodule: Any, name: str, step: int) -> Root:
+def curvature_during_training(module: nn.Module, datamodule: Any, name: str, step: int,
+                              params: str = "*") -> Root | None:  # fmt: skip
     """Of the training split at the parameters as they are; `step` seeds the labels that are drawn."""
     training = module.training
     try:  # a risk puts its module into eval mode
-        return root_of(make_risk(module, Examples(datamodule, "train")), name, step)
+        return root_of(make_risk(module, Examples(datamodule, "train"), params), name, step)
     finally:
         module.train(training)
