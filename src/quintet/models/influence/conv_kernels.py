@@ -1,7 +1,7 @@
 """Compiled 3 x 3 convolutions with a tanh, and their derivatives, for LANES images side by side.
 
-torch has no fast float64 convolution of a few channels: these take a fifth of its time, on one thread. A vector
-register holds the same pixel of many images, so that eight channels fill it as well as eighty would.
+torch has no fast float64 convolution of a few channels: with these a gradient takes a fifth of its time, on one thread.
+A vector register holds the same pixel of many images, so that eight channels fill it as well as eighty would.
 Legend: C inputs, O outputs (an even number), H x W pixels, L = LANES images. Maps going in are `padded`:
 (C, H + 2, S, R * L), with a border of zeros, their columns dealt out to S = stride phases: column x lies at phase
 x % S, place x // S, so that a strided convolution reads neighbours. Maps coming out are (O, H, W * L); their slopes

@@ -30,7 +30,7 @@ class FitConfig(OptimizerConfig):
     no entry of the gradient is above `tolerance_grad`. Logistic regression of two classes, in float64 and with an L2
     term, is finished by Newton's method (newton.py) where that leaves it short: badly scaled columns, as hospital data
     have, bring L-BFGS to a halt. preconditioner: for a network, `ekfac`, or `gauss_newton` for a small one
-    (preconditioned.py). project_top: a network's last layer is kept at its own minimum, which L-BFGS moves the rest for
+    (preconditioned.py). project_top: the last layer of a network stays at its own minimum, L-BFGS moves the rest
     (projection.py). exact_hinge: the SVM's minimum in one step (svm.py).
     """
 
