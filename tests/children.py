@@ -2,6 +2,10 @@
 
 import os
 import signal
+import sys
+import time
+
+LIMIT = 180  # seconds
 
 
 def in_child(work):
@@ -9,6 +13,8 @@ def in_child(work):
     pid = os.fork()
     if pid == 0:
         try:
+            if "torch" in sys.modules:  # OpenMP's threads of an earlier test are not copied, and would be waited for
+                sys.modules["torch"].set_num_threads(1)
             work()
             os._exit(0)
         except BaseException as error:
@@ -18,7 +24,17 @@ def in_child(work):
 
 
 def ended(pid):
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    """The child's exit code; it is killed if it does not end."""
+    deadline = time.monotonic() + LIMIT
+    while True:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise TimeoutError(f"a child did not end in {LIMIT} s")
+        time.sleep(0.01)
 
 
 def killed_at(calls, real):
