@@ -22,7 +22,7 @@ from quintet.errors import UserError
 
 ALLOWED = (  # (what may be written, where its definition must be)
     (re.compile(r"quintet\.(?:models|data|protocols|callbacks)(?:\.\w+)*\.[A-Za-z]\w*"), "quintet."),
-    (re.compile(r"quintet\.app\.metrics_csv\.MetricsCsv"), "quintet."),
+    (re.compile(r"quintet\.app\.(?:metrics_csv\.MetricsCsv|strategies\.[A-Z]\w*)"), "quintet."),
     (re.compile(r"lightning\.pytorch\.Trainer"), "lightning."),
     (re.compile(r"lightning\.pytorch\.(?:callbacks|profilers|strategies)\.(?!Lambda)[A-Z]\w*"), "lightning."),
     (re.compile(r"lightning\.pytorch\.loggers\.(?:CSV|TensorBoard|Wandb)Logger"), "lightning."),
@@ -104,6 +104,8 @@ def refuse_links(run: Path, within: str = "*") -> None:
     """A run directory whose files (those that match `within`) lie elsewhere would have them overwritten: UserError."""
     home = run.resolve()
     for path in (inner for top in run.glob(within) for inner in (top, *top.rglob("*"))):
+        if path.is_relative_to(run / "wandb"):  # W&B links its own logs, which nothing here opens
+            continue
         if path.is_symlink() and not path.resolve().is_relative_to(home):
             raise UserError(f"{path} is a link out of the run directory: refused; put what it points to in its place")
 
