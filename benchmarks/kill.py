@@ -40,7 +40,7 @@ RARE = ["experiment=rare_events_sample", "model.network.channels=[4,8]", "model.
         "data.batch_size=2", "data.length=15", "data.shots=[1,2]", "data.episodes_per_epoch=8", "data.val_episodes=4",
         "trainer.max_epochs=2", "callbacks.last.every_n_steps=20"]  # fmt: skip
 INFLUENCE = ["experiment=influence_sample", "model.optimizer.name=adam", "model.optimizer.lr=0.01",
-             "data.batch_size=64", "trainer.max_epochs=2",
+             "data.batch_size=16", "trainer.max_epochs=4",
              "callbacks.best={_target_: lightning.pytorch.callbacks.ModelCheckpoint, filename: best, monitor: val/loss,"
              " dirpath: '${run_dir}/checkpoints', enable_version_counter: false}"]  # fmt: skip
 DEEPLAB = ["experiment=deeplab_sample", "model.backbone.name=squeezenet1_1", "model.backbone.output_stride=16",

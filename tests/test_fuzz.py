@@ -1,6 +1,7 @@
 """Whatever is typed or read: the right data, or one line that names what is wrong; never another exception or silence.
 
-Few examples here; `QUINTET_FUZZ=100 python -m pytest tests/test_fuzz.py` tries a hundred times as many.
+Few examples here, the same each time; `QUINTET_FUZZ=100 python -m pytest tests/test_fuzz.py` tries a hundred times as
+many, and new ones.
 """
 
 import io
@@ -186,6 +187,15 @@ def test_damaged_sound(kind, data, tmp_path):
     assert found[0] == found[1]
     if len(raw) < len(sound(kind)) and raw == sound(kind)[: len(raw)]:
         assert found[0] is None, "a cut off file was taken for a whole one"
+
+
+@pytest.mark.parametrize("kind", ["WAV", "WAV2", "WAVF", "FLAC", "OGG"])
+def test_sound_cut_off_at_every_byte(kind):
+    """Also in the middle of the last sample, which libsndfile passes over without a word."""
+    whole = sound(kind)
+    for size in range(len(whole)):
+        with pytest.raises(UserError):
+            read_bytes(whole[:size], "cell 7")
 
 
 FORMATS = ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"]

@@ -83,7 +83,7 @@ def test_a_checkpoint_has_no_name_before_its_step_is_logged(tmp_path):
     last.on_train_batch_start(trainer)
     last.save(trainer)
     assert ck.load_checkpoint(ck.newest_checkpoint(tmp_path))["step"] == 1
-    last.on_validation_start(trainer)
+    last.on_train_batch_start(trainer)
     assert ck.load_checkpoint(ck.newest_checkpoint(tmp_path))["step"] == 2
     assert ck.load_checkpoint(tmp_path / "last.ckpt.previous")["step"] == 1
     last.save(trainer)

@@ -1,13 +1,16 @@
 """Random state, EMA and LastCheckpoint on a network with dropout: a resumed run equals the uninterrupted one."""
 
+import shutil
+
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch import nn
 
 from quintet.app.strategies import strategy_of
 from quintet.callbacks.checkpoint import AtomicCheckpointIO, LastCheckpoint, load_checkpoint, newest_checkpoint
 from quintet.callbacks.ema import Ema
+from quintet.callbacks.epoch_end import EpochEnd
 from quintet.callbacks.random_state import RandomState, capture, restore
 from quintet.callbacks.throughput import batch_size_of
 from quintet.data.resumable import ResumableDataModule
@@ -99,6 +102,49 @@ def test_ema_against_the_formula(tmp_path):
 def test_batch_size_of_finds_the_first_tensor():
     assert batch_size_of((None, torch.zeros(5, 2))) == 5
     assert batch_size_of({"a": [None, torch.zeros(7)]}) == 7
+
+
+class Killed(Callback):
+    """What a kill at the start of each validation would leave, and the steps at which validations ended."""
+
+    def __init__(self, folder):
+        self.folder, self.left, self.validated = folder, {}, []
+
+    def on_validation_start(self, trainer, module):
+        if not trainer.sanity_checking:
+            self.left[trainer.global_step] = self.folder.with_name(f"{self.folder.name}-{trainer.global_step}")
+            shutil.copytree(self.folder, self.left[trainer.global_step], dirs_exist_ok=True)
+
+    def on_validation_end(self, trainer, module):
+        if not trainer.sanity_checking:
+            self.validated.append(trainer.global_step)
+
+
+@pytest.mark.parametrize(("interval", "count"), [(1.0, 2), (2, 5), (1, 13)])  # epochs of 5 batches
+@pytest.mark.parametrize("every", [1, 3])
+def test_no_validation_is_passed_over_after_a_kill_in_it(tmp_path, every, interval, count):
+    def go(name, resume):
+        folder = tmp_path / name
+        folder.mkdir()
+        killed = Killed(folder)
+        seed_everything(1, verbose=False)
+        trainer = Trainer(
+            max_steps=13, val_check_interval=interval, logger=False,
+            callbacks=[killed, EpochEnd(), LastCheckpoint(str(folder), every)], accelerator="cpu",
+            default_root_dir=tmp_path, enable_progress_bar=False,
+            enable_model_summary=False, plugins=[AtomicCheckpointIO()],
+        )  # fmt: skip
+        trainer.fit(Dropping(), datamodule=Numbers(), ckpt_path=resume, weights_only=True)
+        return killed
+
+    whole = go("whole", None)
+    assert len(whole.validated) == count
+    assert load_checkpoint(newest_checkpoint(tmp_path / "whole"))["global_step"] == 13
+    left = {step: place for step, place in whole.left.items() if newest_checkpoint(place)}
+    assert len(left) >= len(whole.validated) - 3  # the first ones may come before the first checkpoint
+    for step, place in left.items():
+        again = go(f"killed{step}", newest_checkpoint(place)).validated
+        assert step in again and again == whole.validated[-len(again) :]
 
 
 class Uneven(Dropping):

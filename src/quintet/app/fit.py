@@ -19,7 +19,7 @@ from quintet.app.resolvers import sweep_run
 from quintet.app.run_dir import open_run, say_where, stop_console_log
 from quintet.app.strategies import refuse_unshardable, strategy_of
 from quintet.callbacks.checkpoint import AtomicCheckpointIO, LastCheckpoint, newest_checkpoint
-from quintet.callbacks.logged_steps import LoggedSteps
+from quintet.callbacks.epoch_end import EpochEnd
 from quintet.callbacks.provenance import Provenance
 from quintet.callbacks.random_state import RandomState
 from quintet.callbacks.requeue import SaveAndRequeue
@@ -69,7 +69,7 @@ def build_trainer(cfg: DictConfig, run_dir: Path) -> lightning.Trainer:
     bar = bool(cfg.trainer.get("enable_progress_bar", True) and cfg.callbacks.get("progress"))
     chosen = {name: node for name, node in plain["callbacks"].items() if bar or name != "progress"}
     configured = sorted(build_all(chosen), key=lambda c: isinstance(c, LastCheckpoint))  # it keeps the others' state
-    callbacks, plugins = [RandomState(), LoggedSteps(), Provenance(plain), *configured], [AtomicCheckpointIO()]
+    callbacks, plugins = [RandomState(), EpochEnd(), Provenance(plain), *configured], [AtomicCheckpointIO()]
     if SIGNALS.taken:
         has_saver = bool(configured) and isinstance(configured[-1], LastCheckpoint)
         saver = configured[-1] if has_saver else LastCheckpoint(str(run_dir / "checkpoints"))

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn
 
 from quintet.errors import UserError
 
@@ -125,9 +126,24 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-class LastCheckpoint(Checkpoint):
-    """`last.ckpt` every `every_n_steps` optimiser steps, when training stops, and after each epoch's validation.
+def validation_follows(trainer: Trainer) -> bool:
+    """Whether Lightning validates after this batch, by its own rule; to be asked in on_train_batch_end.
 
+    A run that resumes from a checkpoint written there passes over that validation.
+    """
+    return trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+
+
+def within_epoch(trainer: Trainer) -> bool:
+    """Whether the validation that now ends is one of a training's, with more batches of the epoch to come."""
+    training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+    return training and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+
+
+class LastCheckpoint(Checkpoint):
+    """`last.ckpt` every `every_n_steps` optimiser steps, when training stops, and at each epoch's end.
+
+    Where a validation is due it is written after it, for a run that continues from there does not validate again.
     Lightning logs a batch's metrics after its checkpoint is written. So that no kill can come between the two, the file
     waits as `next.ckpt` until they are logged.
     """
@@ -145,10 +161,12 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *args: Any) -> None:
         """Save at a step boundary; Lightning counts a batch as completed only after this hook and allows for it."""
-        # crossed rather than hit: a module that steps by itself may take many steps a batch
-        due = trainer.global_step // self.every_n_steps > max(self.saved_step, self._first_step) // self.every_n_steps
-        ends = trainer.should_stop or 0 < trainer.max_steps <= trainer.global_step
-        if trainer.global_step != self.saved_step and (due or ends):
+        if self._due(trainer) and not validation_follows(trainer):
+            self.save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Save after a validation within an epoch; metrics are logged and the best checkpoint is chosen."""
+        if within_epoch(trainer) and self._due(trainer):
             self.save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -158,11 +176,7 @@ class LastCheckpoint(Checkpoint):
             self.save(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
-        """The batch before is logged."""
-        self.publish(trainer)
-
-    def on_validation_start(self, trainer: Trainer, *args: Any) -> None:
-        """The batch before is logged."""
+        """The batch before is logged, and validated if it had to be."""
         self.publish(trainer)
 
     def on_train_end(self, trainer: Trainer, *args: Any) -> None:
@@ -172,6 +186,13 @@ class LastCheckpoint(Checkpoint):
     def on_exception(self, trainer: Trainer, *args: Any) -> None:
         """Nothing more will be logged."""
         self.publish(trainer)
+
+    def _due(self, trainer: Trainer) -> bool:
+        """Whether this step is to be saved: one of every n, or the last."""
+        # crossed rather than hit: a module that steps by itself may take many steps a batch
+        due = trainer.global_step // self.every_n_steps > max(self.saved_step, self._first_step) // self.every_n_steps
+        ends = trainer.should_stop or 0 < trainer.max_steps <= trainer.global_step
+        return trainer.global_step != self.saved_step and (due or ends)
 
     def save(self, trainer: Trainer) -> None:
         """Write the checkpoint now, for `publish` to give it its name; every rank must call."""

@@ -14,19 +14,19 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from quintet.app.preemption import ENDING, EXIT_CODE, NOTHING, WARNED, Signals
-from quintet.callbacks.checkpoint import LastCheckpoint
+from quintet.callbacks.checkpoint import LastCheckpoint, validation_follows, within_epoch
 
 
 class SaveAndRequeue(Checkpoint):
     """Hands the run over to its next start; `saver` writes the checkpoint that the next start continues from.
 
-    A boundary is the end of a batch after which the optimiser has stepped and no validation is due (the validation
-    would be lost), or the end of an epoch. A Checkpoint, because Lightning calls those after all other callbacks.
+    A boundary is the end of a batch after which the optimiser has stepped, or of the validation that follows it (which
+    would be lost otherwise), or of an epoch. A Checkpoint, because Lightning calls those after all other callbacks.
     """
 
     def __init__(self, signals: Signals, saver: LastCheckpoint) -> None:
         self.signals, self.saver = signals, saver
-        self._step, self._noted, self._leaving = 0, NOTHING, False
+        self._step, self._noted, self._whole, self._leaving = 0, NOTHING, False, False
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         """One owner: Lightning's handler of SIGTERM broadcasts from within, where the other ranks do not listen."""
@@ -36,15 +36,19 @@ class SaveAndRequeue(Checkpoint):
         """From here on there is something to save."""
         self._step, self.signals.training = trainer.global_step, True
 
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any,
-                           batch_idx: int) -> None:  # fmt: skip
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Save here if a rank was told to leave and the state is whole; this batch's metrics are logged after it."""
         stepped, self._step = trainer.global_step != self._step, trainer.global_step
-        whole = stepped or trainer.accumulate_grad_batches == 1
-        if whole and not is_over(trainer) and not validation_follows(trainer, batch_idx):
+        self._whole = stepped or trainer.accumulate_grad_batches == 1
+        if self._whole and not is_over(trainer) and not validation_follows(trainer):
             self._leaving = self._told(trainer)
 
-    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Save after a validation within an epoch."""
+        if within_epoch(trainer) and self._whole and not is_over(trainer):
+            self._leaving = self._told(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
         """Leave before the next batch changes anything."""
         if self._leaving:
             self._leave(trainer)
@@ -82,18 +86,6 @@ class SaveAndRequeue(Checkpoint):
 def is_over(trainer: Trainer) -> bool:
     """Whether this was the last batch of all: the run ends by itself sooner than it could be started again."""
     return trainer.should_stop or 0 < trainer.max_steps <= trainer.global_step
-
-
-def validation_follows(trainer: Trainer, batch_idx: int) -> bool:
-    """Whether Lightning validates after this batch; then on_train_epoch_end or the next batch is the boundary."""
-    if not trainer.enable_validation:
-        return False
-    loop, every = trainer.fit_loop.epoch_loop, trainer.val_check_batch
-    if loop.batch_progress.is_last_batch:
-        return True
-    if not isinstance(every, int) or every < 2:  # by the clock, or after every batch: then it has to be lost
-        return False
-    return any((index + 1) % every == 0 for index in (batch_idx, loop.total_batch_idx))
 
 
 def mark_preempted() -> None:

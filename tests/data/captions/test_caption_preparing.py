@@ -3,7 +3,6 @@
 import signal
 
 import numpy as np
-import pytest
 from caption_files import write_flickr8k
 from children import ended, folders, in_child, killed_at
 
@@ -24,7 +23,6 @@ def prepare(root, cache):
     return {split: np.array(made._features[split].gather(rows_n)) for split, rows_n in rows.items()}
 
 
-@pytest.mark.xfail(reason="beside other tests a folder with a dot in its name was seen to stay once: not understood")
 def test_killed_while_features_are_computed_and_prepared_by_two_at_once(tmp_path):
     write_flickr8k(tmp_path / "flickr8k", 6, 2, 2)
     root, cache = tmp_path / "flickr8k", tmp_path / "cache"

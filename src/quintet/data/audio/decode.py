@@ -65,18 +65,30 @@ def _cut_off(head: bytes, tail: bytes, size: int) -> bool:
     """libsndfile quietly shortens a wav or sphere file that is shorter than its header says, and an ogg without end."""
     if head.startswith(b"OggS"):
         page = tail[tail.rfind(b"OggS") :]
-        table = page[27 : 27 + page[26]] if len(page) > 27 else b""
-        ends_stream = len(page) > 5 and bool(page[5] & 4)
-        return not ends_stream or 27 + len(table) + sum(table) > len(page)
+        if len(page) < 27 or not page[5] & 4:  # cut off in a page's header, or no page that ends the stream
+            return True
+        return 27 + page[26] + sum(page[27 : 27 + page[26]]) > len(page)
     if head[:4] == b"RIFF":
         (riff_bytes,) = struct.unpack("<I", head[4:8])
-        return 0 < riff_bytes < 0xFFFFFFF0 and riff_bytes + 8 > size + 1
+        known = 0 < riff_bytes < 0xFFFFFFF0
+        return known and (riff_bytes + 8 > size + 1 or _end_of_samples(head) > size)  # 1: an odd chunk's padding
     if head.startswith(b"NIST_1A"):
         lines = (line.split() for line in head.decode("latin-1").splitlines())
         fields = {parts[0]: parts[2] for parts in lines if len(parts) == 3}
         samples = int(fields.get("sample_count", 0)) * int(fields.get("channel_count", 1))
         return samples * int(fields.get("sample_n_bytes", 2)) + len(head) > size and "shorten" not in str(fields)
     return False
+
+
+def _end_of_samples(head: bytes) -> int:
+    """Where a RIFF file's chunk `data` ends, as its header has it; 0 if that is not within `head` or not known."""
+    at = 12
+    while at + 8 <= len(head):
+        name, length = struct.unpack("<4sI", head[at : at + 8])
+        if name == b"data":
+            return at + 8 + length if length < 0xFFFFFFF0 else 0
+        at += 8 + length + length % 2
+    return 0
 
 
 def to_pcm16(audio: NDArray, name: str) -> NDArray:
