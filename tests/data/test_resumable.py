@@ -1,9 +1,11 @@
 import lightning.pytorch as pl
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from quintet.data.resumable import EpochSampler, ResumableDataModule
+from quintet.data.resumable import EpochSampler, EvalSampler, ResumableDataModule
 from quintet.errors import UserError
 
 ITEMS, BATCH = 23, 4
@@ -50,6 +52,22 @@ def test_ranks_take_the_same_number_of_batches_and_cover_the_data(world, drop_la
 
 def test_unshuffled_order_and_no_duplicates_on_one_device():
     assert all_items(EpochSampler(ITEMS, BATCH, shuffle=False)) == list(range(ITEMS))
+
+
+@given(st.integers(1, 200), st.integers(1, 40), st.integers(1, 9))
+@settings(max_examples=200, deadline=None)
+def test_shares_of_evaluation_are_even_whole_and_never_empty(items, size, world):
+    parts = [list(EvalSampler(items, size, rank, world)) for rank in range(world)]
+    assert len({len(part) for part in parts}) == 1
+    if items < world:  # nobody may be without: everybody takes all
+        assert all(part == parts[0] for part in parts)
+        parts = parts[:1]
+    batches = [batch for part in parts for batch in part]
+    assert [i for batch in batches for i in batch] == list(range(items)) and min(map(len, batches)) >= 1
+    assert max(map(len, batches)) - min(map(len, batches)) <= 1
+    assert max(map(len, batches)) <= size or max(map(len, batches)) == -(-items // len(batches))
+    if world == 1:
+        assert max(map(len, batches)) <= size
 
 
 def test_bad_sizes_are_user_errors():

@@ -72,6 +72,34 @@ class ViewSampler(EpochSampler):
         return [self.epoch * self.num_items + item for item in super()._items()]
 
 
+class EvalSampler(Sampler[list[int]]):
+    """Every item once, in order: rank r takes its share of consecutive ones.
+
+    All ranks have the same number of batches, as collective calls in a forward pass need it, and no item is repeated
+    for that: the sizes of batches differ by one at most. A batch is larger than `batch_size` only where there are
+    fewer items than batches otherwise. Of fewer items than ranks every rank takes all, which leaves means as they are.
+    Errors: UserError for an empty split.
+    """
+
+    def __init__(self, num_items: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        if batch_size < 1:
+            raise UserError(f"data.eval_batch_size={batch_size}: give 1 or more")
+        if num_items < 1:
+            raise UserError("the split is empty: give more data, or a larger data.val_fraction / data.test_fraction")
+        self.num_items = num_items
+        self.rank, self.world_size = (rank, world_size) if num_items >= world_size else (0, 1)
+        wanted = -(-num_items // (batch_size * self.world_size))
+        self.num_batches = min(wanted, num_items // self.world_size)  # a rank's; none of them empty
+
+    def __iter__(self) -> Iterator[list[int]]:
+        chunks = self.num_batches * self.world_size
+        for chunk in range(self.rank * self.num_batches, (self.rank + 1) * self.num_batches):
+            yield list(range(chunk * self.num_items // chunks, (chunk + 1) * self.num_items // chunks))
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+
 class ResumableLoader(DataLoader):
     """A DataLoader whose position the DataModule keeps: the two methods tell Lightning that it does resume."""
 
@@ -96,12 +124,21 @@ class ResumableDataModule(pl.LightningDataModule):
 
     def resumable_loader(self, dataset: Sized, batch_size: int, seed: int, **kwargs: Any) -> DataLoader:
         """The shuffled training loader of this rank, standing where the checkpoint left it."""
-        trainer = self.trainer
-        rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+        rank, world = self.rank_and_world()
         sampler = EpochSampler(len(dataset), batch_size, seed, rank=rank, world_size=world, position=self.position)
         # its own generator: making an iterator draws a number, which must not come from the training's random state
         kwargs.setdefault("generator", torch.Generator().manual_seed(seed))
         return ResumableLoader(dataset, batch_sampler=sampler, **kwargs)
+
+    def eval_loader(self, dataset: Sized, batch_size: int, **kwargs: Any) -> DataLoader:
+        """This rank's share of a split that is measured: metrics have to gather."""
+        return DataLoader(
+            dataset, batch_sampler=EvalSampler(len(dataset), batch_size, *self.rank_and_world()), **kwargs
+        )
+
+    def rank_and_world(self) -> tuple[int, int]:
+        """Of the run that asks; one process without a trainer."""
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
     def num_examples(self, split: str) -> int:
         """How many examples a split has, after setup(); UserError for a split that there is not."""

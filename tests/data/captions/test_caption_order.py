@@ -7,9 +7,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from quintet.data.captions.order import CaptionSampler, EvalSampler
+from quintet.data.captions.order import CaptionSampler
 from quintet.data.resumable import ViewSampler
-from quintet.errors import UserError
 
 LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=120)
 
@@ -51,19 +50,3 @@ def test_one_window_over_all_is_as_tight_as_can_be(lengths, size, seed):
     batches = list(CaptionSampler(lengths, size, seed, window=1000))
     longest = sum(max(lengths[i] for i in batch) for batch in batches)
     assert longest == sum(max(part) for part in np.split(np.sort(lengths), range(size, len(lengths), size)))
-
-
-@given(st.integers(1, 200), st.integers(1, 40), st.integers(1, 9))
-@settings(max_examples=200, deadline=None)
-def test_shares_of_evaluation_are_even_whole_and_never_empty(items, size, world):
-    if items < world:
-        with pytest.raises(UserError, match=f"{items} images to evaluate on {world} devices"):
-            EvalSampler(items, size, 0, world)
-        return
-    parts = [list(EvalSampler(items, size, rank, world)) for rank in range(world)]
-    batches = [batch for part in parts for batch in part]
-    assert [i for batch in batches for i in batch] == list(range(items)) and min(map(len, batches)) >= 1
-    assert len({len(part) for part in parts}) == 1 and max(map(len, batches)) - min(map(len, batches)) <= 1
-    assert max(map(len, batches)) <= size or max(map(len, batches)) == -(-items // len(batches))
-    if world == 1:
-        assert max(map(len, batches)) <= size

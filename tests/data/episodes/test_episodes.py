@@ -91,7 +91,7 @@ def test_validation_and_test_are_the_same_every_time(make):
     for loader in (module.val_dataloader, module.test_dataloader):
         first, again = list(loader()), list(loader())
         assert all(same(a, b) for a, b in zip(first, again, strict=True))
-    assert [len(batch.labels) for batch in module.val_dataloader()] == [2, 1]
+    assert [len(batch.labels) for batch in module.val_dataloader()] == [1, 2]
     assert sum(len(batch.labels) for batch in module.test_dataloader()) == 5
 
 

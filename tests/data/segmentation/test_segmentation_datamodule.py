@@ -73,9 +73,9 @@ def test_whole_images_are_evaluated(make):
     for loader, first in ((module.val_dataloader(), TRAIN), (module.test_dataloader(), TRAIN)):
         batches = list(loader)
         assert torch.cat([b.index for b in batches]).tolist() == list(range(VAL))
-        assert [tuple(b.images.shape) for b in batches] == [(2, 3, 33, 33), (1, 3, 33, 33)]
-        assert np.array_equal(batches[1].labels[0, :H, :W], labels_of(first + 2))
-        assert batches[0].sizes.tolist() == [[H, W]] * 2
+        assert [tuple(b.images.shape) for b in batches] == [(1, 3, 33, 33), (2, 3, 33, 33)]
+        assert np.array_equal(batches[1].labels[1, :H, :W], labels_of(first + 2))
+        assert batches[1].sizes.tolist() == [[H, W]] * 2
     own = list(make(eval_size=None, eval_batch_size=1).test_dataloader())
     assert [tuple(b.images.shape) for b in own] == [(1, 3, 25, 33)] * VAL
 

@@ -21,7 +21,7 @@ from quintet.data.audio.stream import StreamedPcm
 from quintet.data.batches import AudioBatch
 from quintet.data.exhibit import Exhibit
 from quintet.data.group_order import GroupSampler, check_workers, group_ends
-from quintet.data.resumable import EpochSampler, ResumableDataModule, ResumableLoader
+from quintet.data.resumable import ResumableDataModule, ResumableLoader
 from quintet.data.store import ListColumn, build_once, digest
 from quintet.errors import UserError
 
@@ -282,5 +282,4 @@ class AudioDataModule(ResumableDataModule):
         chunks = self.chunks(split)
         if not len(chunks):
             raise UserError(f"the {split} split is empty: raise data.{split}_fraction or give more utterances")
-        sampler = EpochSampler(len(chunks), self.batch_size, shuffle=False)
-        return DataLoader(chunks, batch_sampler=sampler, **self._loader_args())
+        return self.eval_loader(chunks, self.batch_size, **self._loader_args())

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from quintet.data.batches import CaptionBatch
 from quintet.data.captions.dataset import SERVED, CaptionDataset, as_is
 from quintet.data.captions.features import cached_features
-from quintet.data.captions.order import CaptionSampler, EvalSampler
+from quintet.data.captions.order import CaptionSampler
 from quintet.data.captions.source import SPLITS, CaptionSource
 from quintet.data.captions.table import CaptionTable
 from quintet.data.captions.views import Views
@@ -268,12 +268,9 @@ class CaptionDataModule(ResumableDataModule):
             raise UserError(f"example {index} of split {split}: it has {count}, counted from 0")
         return wanted
 
-    def _rank(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-
     def train_dataloader(self) -> DataLoader:
         """This rank's batches, standing where the checkpoint left them."""
-        dataset, (rank, world) = self.dataset("train", training=True), self._rank()
+        dataset, (rank, world) = self.dataset("train", training=True), self.rank_and_world()
         options = {"rank": rank, "world_size": world, "position": self.position}
         if self.streaming:
             images = dataset.images if self.group_by_image else dataset.table.image_of(dataset.rows)
@@ -297,8 +294,7 @@ class CaptionDataModule(ResumableDataModule):
 
     def _eval_loader(self, split: str) -> DataLoader:
         dataset = self.dataset(split)
-        sampler = EvalSampler(len(dataset), self.eval_batch_size, *self._rank())
-        return DataLoader(dataset, batch_sampler=sampler, **self._loader_args())
+        return self.eval_loader(dataset, self.eval_batch_size, **self._loader_args())
 
     def _loader_args(self) -> dict[str, Any]:
         # its own generator: making an iterator draws a number, which must not come from the training's random state

@@ -17,7 +17,7 @@ from quintet.data.episodes.sampling import check_length
 from quintet.data.episodes.split import split_background
 from quintet.data.episodes.store import ROTATIONS, Stored, map_images, open_store
 from quintet.data.exhibit import Exhibit
-from quintet.data.resumable import EpochSampler, ResumableDataModule, ResumableLoader
+from quintet.data.resumable import ResumableDataModule, ResumableLoader
 from quintet.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -141,8 +141,7 @@ class EpisodeDataModule(ResumableDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """This rank's batches, all of them full, standing where the checkpoint left them."""
-        trainer = self.trainer
-        rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+        rank, world = self.rank_and_world()
         if self.batch_size * world > self.num_episodes["train"]:
             raise UserError(
                 f"data.batch_size={self.batch_size} on {world} devices is more than data.episodes_per_epoch"
@@ -160,8 +159,7 @@ class EpisodeDataModule(ResumableDataModule):
 
     def _eval_loader(self, split: str) -> DataLoader:
         episodes = self.episodes(split)
-        sampler = EpochSampler(len(episodes), self.batch_size, shuffle=False)
-        return DataLoader(episodes, batch_sampler=sampler, **self._loader_args())
+        return self.eval_loader(episodes, self.batch_size, **self._loader_args())
 
 
 def contact_sheet(ink_tss: NDArray, columns: int) -> NDArray[np.float32]:

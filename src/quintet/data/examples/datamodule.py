@@ -210,8 +210,7 @@ class ExampleDataModule(ResumableDataModule):
         return self._eval_loader("test")
 
     def _eval_loader(self, split: str) -> DataLoader:
-        sampler = EpochSampler(len(self.sets[split]), self.eval_batch_size, shuffle=False)
-        return DataLoader(self.sets[split], batch_sampler=sampler, **self._loader_args())
+        return self.eval_loader(self.sets[split], self.eval_batch_size, **self._loader_args())
 
     def _loader_args(self) -> dict[str, Any]:
         return {"num_workers": self.num_workers, "pin_memory": self.pin_memory, "collate_fn": as_is}

@@ -16,7 +16,7 @@ from quintet.data.exhibit import Exhibit
 from quintet.data.pairs.order import LengthSampler
 from quintet.data.pairs.source import SPLITS, PairSource
 from quintet.data.pairs.vocabulary import SIDES, Codec
-from quintet.data.resumable import EpochSampler, ResumableDataModule, ResumableLoader
+from quintet.data.resumable import ResumableDataModule, ResumableLoader
 from quintet.data.special_ids import BOS, EOS, PAD
 from quintet.data.store import ListColumn, build_once, digest, write_rows
 from quintet.errors import UserError
@@ -183,8 +183,7 @@ class PairsDataModule(ResumableDataModule):
         return self.sets[split]
 
     def train_dataloader(self) -> DataLoader:
-        trainer = self.trainer
-        rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+        rank, world = self.rank_and_world()
         sampler = LengthSampler(self._lengths, self.batch_size, self.seed, self.length_window, rank, world,
                                 position=self.position)  # fmt: skip
         generator = torch.Generator().manual_seed(self.seed)  # not the training's: making an iterator draws a number
@@ -197,8 +196,7 @@ class PairsDataModule(ResumableDataModule):
         return self._eval_loader("test")
 
     def _eval_loader(self, split: str) -> DataLoader:
-        sampler = EpochSampler(len(self.sets[split]), self.eval_batch_size, shuffle=False)
-        return DataLoader(self.sets[split], batch_sampler=sampler, **self._loader_args())
+        return self.eval_loader(self.sets[split], self.eval_batch_size, **self._loader_args())
 
     def _loader_args(self) -> dict[str, Any]:
         return {"num_workers": self.num_workers, "pin_memory": self.pin_memory, "collate_fn": collate}

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from quintet.data.batches import SegmentationBatch
 from quintet.data.examples.select import draw
 from quintet.data.exhibit import Exhibit
-from quintet.data.resumable import EpochSampler, ResumableDataModule, ResumableLoader, ViewSampler
+from quintet.data.resumable import ResumableDataModule, ResumableLoader, ViewSampler
 from quintet.data.segmentation.augment import Augmentation
 from quintet.data.segmentation.dataset import SegmentationDataset, as_is, grid_size
 from quintet.data.segmentation.labels import IGNORED, colour_picture
@@ -187,8 +187,7 @@ class SegmentationDataModule(ResumableDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """This rank's batches, standing where the checkpoint left them."""
-        trainer = self.trainer
-        rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+        rank, world = self.rank_and_world()
         augment = Augmentation(self.crop_size, self.scales, self.mirror, self.seed)
         dataset = self._dataset("train", (self.crop_size, self.crop_size), augment)
         sampler = ViewSampler(len(dataset), self.batch_size, self.seed, rank=rank, world_size=world,
@@ -203,8 +202,7 @@ class SegmentationDataModule(ResumableDataModule):
 
     def _eval_loader(self, split: str) -> DataLoader:
         dataset = self._evaluated(split)
-        sampler = EpochSampler(len(dataset), self.eval_batch_size, shuffle=False)
-        return DataLoader(dataset, batch_sampler=sampler, **self._loader_args())
+        return self.eval_loader(dataset, self.eval_batch_size, **self._loader_args())
 
     def _loader_args(self) -> dict[str, Any]:
         # its own generator: making an iterator draws a number, which must not come from the training's random state

@@ -146,9 +146,8 @@ class RareEventsModule(LightningModule):
         """Every episode alone with an empty memory, as the authors test: batch 1, cleared at its start."""
         predicted_bt = self.predict_episodes(batch)
         for k in SHOTS:
-            right = (predicted_bt == batch.labels)[batch.showing == k]
-            if len(right):
-                self.correct[stage][str(k)].update(right.float())
+            right_n = (predicted_bt == batch.labels)[batch.showing == k]  # of none: no change
+            self.correct[stage][str(k)].update(right_n.float())
         if self.memory is not None:
             self.losses[stage].update(self.example_losses(batch))
 
@@ -181,8 +180,9 @@ class RareEventsModule(LightningModule):
 
     def _report(self, stage: str) -> None:
         """Log k-shot accuracies, their mean as `accuracy`, and the loss."""
-        seen = {k: metric for k, metric in self.correct[stage].items() if metric.update_called}
-        values = {f"accuracy_{k}_shot": metric.compute() for k, metric in seen.items()}
+        # every rank asks for all of them, since each has its own share of the episodes; nan: shown to none
+        found = {f"accuracy_{k}_shot": metric.compute() for k, metric in self.correct[stage].items()}
+        values = {name: value for name, value in found.items() if not value.isnan()}
         values["accuracy"] = torch.stack(list(values.values())).mean()
         if self.losses[stage].update_called:
             values["loss"] = self.losses[stage].compute()
