@@ -1,11 +1,16 @@
 """What a job asks of SLURM, derived from the configuration, and what is refused before it is sent."""
 
+from pathlib import Path
+
 import pytest
-from omegaconf import OmegaConf
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from omegaconf import OmegaConf, open_dict
 
 from quintet.app import compose, slurm
 from quintet.errors import UserError
 
+CONF = Path(__file__).parents[2] / "conf"
 LAUNCHER = {"gpus_per_node": None, "cpus_per_task": None, "mem_gb": None, "gres": None, "timeout_min": 1440,
             "signal_delay_s": 120}  # fmt: skip
 
@@ -122,3 +127,16 @@ def test_the_launcher_is_filled_in(monkeypatch):
     assert launcher.setup[0] == "export QUINTET_RUN_ID='my run'" and launcher.setup[-1] == "module load cuda"
     assert "export QUINTET_MAX_RESTARTS=7" in launcher.setup
     assert launcher.additional_parameters == {"requeue": True, "reservation": "r"}
+
+
+def test_a_search_is_as_many_jobs_as_it_has_combinations():
+    """Its ranges stand in the sweeper, not on the command line; both are multiplied."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        said = ["experiment=influence_sample", "search=influence", "seed=1,2"]
+        whole = hydra_compose("train", overrides=said[:2], return_hydra_config=True)
+        with open_dict(whole):
+            whole.hydra.overrides.task = said
+        jobs = slurm.job_configs(whole)
+    assert sorted((job.model.l2, job.seed) for job in jobs) == [
+        (l2, seed) for l2 in (0.0001, 0.001, 0.01, 0.1, 1.0) for seed in (1, 2)
+    ]

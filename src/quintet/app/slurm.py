@@ -149,11 +149,11 @@ def job_configs(config: DictConfig) -> list[DictConfig]:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    task = list(config.hydra.overrides.task)
     if not str(config.hydra.sweeper._target_).endswith("BasicSweeper"):
         return [config]
+    of_search = [f"{key}={values}" for key, values in (config.hydra.sweeper.params or {}).items()]
     loader = GlobalHydra.instance().config_loader()
-    overrides = OverridesParser.create(config_loader=loader).parse_overrides(task)
+    overrides = OverridesParser.create(config_loader=loader).parse_overrides([*of_search, *config.hydra.overrides.task])
     jobs = []
     for chosen in BasicSweeper.split_arguments(overrides, None)[0]:
         job = loader.load_sweep_config(config, chosen)
