@@ -12,7 +12,7 @@ import pytest
 import torch
 from harness import REPOSITORY, TINY
 
-from quintet.callbacks.checkpoint import load_checkpoint
+from quintet.callbacks.checkpoint import load_checkpoint, newest_checkpoint
 
 STEPS = 9
 
@@ -67,8 +67,21 @@ def test_resume_is_exact(house, whole, stop):
 
 def test_resume_after_a_kill_is_exact(house, whole):
     """SIGKILL at some moment, then resume from whatever complete checkpoint there is."""
-    command = [sys.executable, "train.py", *TINY, f"trainer.max_steps={STEPS}", "trainer.limit_train_batches=4"]
-    command += ["callbacks.last.every_n_steps=1", "name=test", "run_id=killed", *house.paths]
+    run, _ = ended_by(house, signal.SIGKILL, "killed", STEPS)
+    done = house.run("train.py", f"resume={run}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same_weights(run, whole)
+
+
+def test_kill_without_a_number_is_told_to_the_shell(house):
+    run, code = ended_by(house, signal.SIGTERM, "terminated", 10**6)
+    assert code == 128 + signal.SIGTERM and newest_checkpoint(run / "checkpoints")
+
+
+def ended_by(house, number, run_id, steps):
+    """The directory of a run that got this signal after its second checkpoint, and its exit code."""
+    command = [sys.executable, "train.py", *TINY, f"trainer.max_steps={steps}", "trainer.limit_train_batches=4"]
+    command += ["callbacks.last.every_n_steps=1", "name=test", f"run_id={run_id}", *house.paths]
     process = subprocess.Popen(
         command,
         cwd=REPOSITORY,
@@ -76,16 +89,13 @@ def test_resume_after_a_kill_is_exact(house, whole):
         stderr=subprocess.DEVNULL,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    run = house.folder / "logs" / "test" / "killed"
+    run = house.folder / "logs" / "test" / run_id
     deadline = time.monotonic() + 120
     while not (run / "checkpoints" / "last.ckpt.previous").exists() and time.monotonic() < deadline:
         assert process.poll() is None or (run / "checkpoints" / "last.ckpt").exists()
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    done = house.run("train.py", f"resume={run}")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert_same_weights(run, whole)
+    process.send_signal(number)
+    return run, process.wait(60)
 
 
 def test_resume_keeps_one_metrics_file(house, whole):

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from quintet.app.build import build, build_all
 from quintet.app.metrics_csv import join_metrics, set_aside_metrics
-from quintet.app.preemption import SIGNALS, is_restarted
+from quintet.app.preemption import EXIT_CODE, SIGNALS, is_restarted
 from quintet.app.resolvers import sweep_run
 from quintet.app.run_dir import open_run, say_where, stop_console_log
 from quintet.app.strategies import refuse_unshardable, strategy_of
@@ -49,6 +49,10 @@ def fit(cfg: DictConfig) -> dict[str, float]:
             join_metrics(run_dir)
             say_where(run_dir, metrics)
         return metrics
+    except SIGTERMException as error:
+        if sweep_run() is not None:  # stopped by its sweep: no failure
+            raise
+        raise SystemExit(EXIT_CODE) from error
     finally:
         close_loggers()
         stop_console_log()
