@@ -8,7 +8,6 @@ resumption the two runs are compared bit for bit: weights, averaged weights, opt
 best checkpoint, and every row of metrics.csv but for the columns that measure time.
 """
 
-import csv
 import json
 import os
 import random
@@ -17,12 +16,13 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from _common import RESULTS, one_line_errors, parser, print_table, row
 from _forked import Life, warm_up
+from _same_runs import differences, last_checkpoint
 
 from quintet.errors import UserError
 
@@ -75,7 +75,6 @@ CASES = {
 }
 PLACES = ("writing", "written", "linked")  # where in the writing of a checkpoint a training kills itself
 SHOWN = 6  # differences
-CLOCKS = ("train/examples_per_s",)
 
 
 def end() -> None:
@@ -216,65 +215,6 @@ def resumable(run: Path) -> bool:
     from quintet.callbacks.checkpoint import newest_checkpoint
 
     return newest_checkpoint(run / "checkpoints") is not None
-
-
-def last_checkpoint(run: Path, name: str = "last.ckpt") -> dict:
-    """A checkpoint's content, without what names the run's own folder."""
-    from quintet.callbacks.checkpoint import load_checkpoint
-
-    content = load_checkpoint(run / "checkpoints" / name)
-    content.pop("quintet_config", None)
-    for state in content.get("callbacks", {}).values():
-        if isinstance(state, dict):
-            for key in [key for key in state if "path" in key or "best_k_models" in key]:
-                state.pop(key)
-            state.pop("current_score", None)  # what Lightning does not restore: the next validation sets it
-    return content
-
-
-def differences(one: Path, other: Path) -> Iterator[str]:
-    """Where two runs are not the same to the bit; nothing if they are."""
-    for name in ("last.ckpt", "best.ckpt"):
-        if (one / "checkpoints" / name).exists() or (other / "checkpoints" / name).exists():
-            a, b = last_checkpoint(one, name), last_checkpoint(other, name)
-            for part in (a, b):
-                part.pop("loops", None)  # Lightning counts restarts there
-            yield from unlike(a, b, name)
-    a, b = rows(one), rows(other)
-    if a != b:
-        places = [i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y]
-        where = a[places[0]] if places else "the end"
-        yield f"metrics.csv: {len(a)} rows and {len(b)}, first unlike at {where}"
-
-
-def unlike(a, b, where: str) -> Iterator[str]:
-    """Dotted paths of what differs in two nests of plain values and tensors."""
-    import torch
-
-    if type(a) is not type(b):
-        yield f"{where}: {type(a).__name__} and {type(b).__name__}"
-    elif isinstance(a, dict):
-        for key in dict.fromkeys([*a, *b]):
-            if key not in a or key not in b:
-                yield f"{where}.{key}: only in one"
-            else:
-                yield from unlike(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, list | tuple):
-        if len(a) != len(b):
-            yield f"{where}: {len(a)} and {len(b)} long"
-        for index, pair in enumerate(zip(a, b, strict=False)):
-            yield from unlike(*pair, f"{where}.{index}")
-    elif isinstance(a, torch.Tensor):
-        if a.dtype != b.dtype or not torch.equal(a, b):
-            yield where
-    elif a != b and not (a != a and b != b):
-        yield f"{where}: {a} and {b}"
-
-
-def rows(run: Path) -> list[dict[str, str]]:
-    """metrics.csv without clocks and empty cells."""
-    with (run / "metrics.csv").open(newline="") as file:
-        return [{k: v for k, v in line.items() if v and k not in CLOCKS} for line in csv.DictReader(file)]
 
 
 def main() -> None:

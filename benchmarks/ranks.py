@@ -19,7 +19,8 @@ from pathlib import Path
 
 from _common import RESULTS, one_line_errors, parser, print_table, row
 from _forked import Life, warm_up
-from kill import CAPTIONS, COMMON, DEEPLAB, INFLUENCE, RARE, WAVENET, rows
+from _same_runs import rows
+from kill import CAPTIONS, COMMON, DEEPLAB, INFLUENCE, RARE, WAVENET
 
 from quintet.errors import UserError
 

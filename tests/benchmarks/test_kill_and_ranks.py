@@ -33,7 +33,7 @@ def test_two_processes_train_and_measure_as_one():
 
 
 def test_a_difference_is_found(tmp_path):
-    import kill
+    import _same_runs
     import torch
 
     for name, weight in (("one", 1.0), ("two", 1.0 + 1e-7)):
@@ -41,6 +41,6 @@ def test_a_difference_is_found(tmp_path):
         content = {"state_dict": {"w": torch.tensor([weight])}, "optimizer_states": [{"m": torch.zeros(2)}]}
         torch.save(content | {"quintet_config": {"run_dir": name}}, tmp_path / name / "checkpoints" / "last.ckpt")
         (tmp_path / name / "metrics.csv").write_text(f"step,val/loss\n0,{weight}\n")
-    found = list(kill.differences(tmp_path / "one", tmp_path / "two"))
+    found = list(_same_runs.differences(tmp_path / "one", tmp_path / "two"))
     assert found[0] == "last.ckpt.state_dict.w" and "metrics.csv" in found[1] and len(found) == 2
-    assert list(kill.differences(tmp_path / "one", tmp_path / "one")) == []
+    assert list(_same_runs.differences(tmp_path / "one", tmp_path / "one")) == []
