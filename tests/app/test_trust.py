@@ -324,12 +324,12 @@ def test_a_key_on_the_command_line_or_in_a_configuration_is_refused(monkeypatch,
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(UserError) as caught:
-        secrets.refuse_in_config(OmegaConf.create({"logger": {"wandb": {"notes": f"my key is {KEY}"}}}))
+        secrets.refuse_known_secrets(OmegaConf.create({"logger": {"wandb": {"notes": f"my key is {KEY}"}}}))
     assert "WANDB_API_KEY" in str(caught.value) and KEY not in str(caught.value)
     with pytest.raises(Exception) as caught:
         composed("logger=wandb", "+logger.wandb.notes=${oc.env:WANDB_API_KEY}").logger.wandb.notes  # noqa: B018
     assert "secret" in cli.user_message(caught.value) and KEY not in cli.user_message(caught.value)
-    secrets.refuse_in_config(composed())
+    secrets.refuse_known_secrets(composed())
     monkeypatch.delenv("WANDB_API_KEY")
     (tmp_path / ".netrc").write_text(f"machine api.wandb.ai login user password {KEY}\n")
     with pytest.raises(UserError, match=r"~/.netrc for api.wandb.ai"):

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from quintet.app.secrets import refuse_in_configuration
+from quintet.app.secrets import refuse_what_looks_secret
 from quintet.app.signature import class_attribute, signature_of
 from quintet.app.trust import KEYWORDS, check_name, is_allowed
 from quintet.errors import UserError
@@ -107,7 +107,7 @@ def check(cfg: DictConfig, origin: Origin) -> None:
     for key, folders in (("name", True), ("run_id", False)):
         if "${" not in plain[key]:
             check_name(key, plain[key], folders)
-    refuse_in_configuration(plain)
+    refuse_what_looks_secret(plain)
     for path, node in targets(plain):
         check_target(path, node, origin)
     for group in ("callbacks", "logger"):

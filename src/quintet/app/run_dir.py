@@ -10,7 +10,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from quintet.app.secrets import refuse_in_config
+from quintet.app.secrets import refuse_known_secrets
 from quintet.machine import hardware, versions
 from quintet.results import commit
 
@@ -19,7 +19,7 @@ LAYOUT = ("checkpoints", "media")
 
 def open_run(cfg: DictConfig, is_main: bool) -> Path:
     """Create the run directory and write config.yaml and environment.json (rank 0); start the console log."""
-    refuse_in_config(cfg)
+    refuse_known_secrets(cfg)
     run_dir = Path(cfg.run_dir)
     for name in LAYOUT:
         (run_dir / name).mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,7 @@ def refuse_on_command_line(arguments: list[str]) -> None:
     refuse_secrets(arguments, "the command line")
 
 
-def refuse_in_configuration(plain: dict[str, Any]) -> None:
+def refuse_what_looks_secret(plain: dict[str, Any]) -> None:
     """UserError for what looks like a secret in a composed configuration, which files contribute to."""
     for key, value in _texts(plain, ""):
         _refuse(key, value, "in the configuration")
@@ -81,7 +81,7 @@ def refuse_secrets(texts: Iterable[Any], where: str) -> None:
                 raise UserError(f"{where} holds the value of {name}, which would be saved and logged: leave it out")
 
 
-def refuse_in_config(cfg: DictConfig) -> None:
+def refuse_known_secrets(cfg: DictConfig) -> None:
     """As `refuse_secrets`, for every value of a resolved configuration."""
     refuse_secrets([OmegaConf.to_yaml(cfg)], "the configuration")
 
