@@ -98,6 +98,15 @@ def print_table(title: str, rows: list[dict]) -> None:
         print(f"  {metric:<{widths[0]}}  {value:>{widths[1]}}  {unit:<{widths[2]}}  {note}".rstrip())
 
 
+def report(publish: str | None, rows: list[dict], title: str, **facts) -> None:
+    """Print the rows, and write docs/results/PUBLISH.json if a name was given; `facts` as write_result takes them."""
+    print_table(title, rows)
+    if publish:
+        from quintet.results import write_result
+
+        write_result(RESULTS / f"{publish}.json", title=title, rows=rows, **facts)
+
+
 class CheckFailed(AssertionError):
     """A check did not hold."""
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from _common import RESULTS, print_table, row
+from _common import report, row
 from torch import Tensor
 
 from quintet.models.deeplab.heads import Head, NetworkConfig
@@ -105,20 +105,16 @@ def main() -> None:
     for made in run_all(cases(), args.repeats):
         print(f"  {made['metric']}: {made['value']}  {made['note']}", flush=True)
         rows.append(made)
-    print_table("ASPP", rows)
-    if args.publish:
-        from quintet.results import write_result
-
-        write_result(
-            RESULTS / f"{args.publish}.json",
-            title="ASPP as one product and shifted sums, beside four atrous convolutions",
-            rows=rows,
-            protocol=f"ASPP-L to {CLASSES} classes, channels last; median of {args.repeats} repeats, both ways in turn,"
-            f" {torch.get_num_threads()} threads; training: forward, and backward to features and weights",
-            data="random features",
-            subset=False,
-            seconds=time.perf_counter() - began,
-        )
+    report(
+        args.publish,
+        rows,
+        title="ASPP as one product and shifted sums, beside four atrous convolutions",
+        protocol=f"ASPP-L to {CLASSES} classes, channels last; median of {args.repeats} repeats, both ways in turn,"
+        f" {torch.get_num_threads()} threads; training: forward, and backward to features and weights",
+        data="random features",
+        subset=False,
+        seconds=time.perf_counter() - began,
+    )
 
 
 if __name__ == "__main__":

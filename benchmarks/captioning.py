@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _common import RESULTS, one_line_errors, print_table, row
+from _common import one_line_errors, report, row
 from torch import Tensor
 from torch.nn import functional as nnf
 
 from quintet.data.special_ids import BOS, EOS, PAD, UNKNOWN
 from quintet.errors import UserError
-from quintet.results import write_result
 
 MAX_LENGTH, SILENT = 20, [PAD, BOS, UNKNOWN]
 PEER = Path(__file__).with_name("captioning_peer.py")
@@ -189,19 +188,17 @@ def main() -> None:
         if args.peer:
             rows += peer_rows(args.peer, module, args.beams, args.batch)
         rows += training_rows(module, datamodule, args.steps, args.repeats)
-    print_table("Captioning", rows)
-    if args.publish:
-        write_result(
-            RESULTS / f"{args.publish}.json",
-            title="Show and Tell: captions a second on CPU, and training",
-            rows=rows,
-            protocol=f"{count} validation images, cached features, {torch.get_num_threads()} threads, median of"
-            f" {args.repeats} repeats; plain beams on {args.plain_images} images",
-            data=Path(args.root or "flickr8k").name,
-            subset=args.subset,
-            seconds=time.perf_counter() - began,
-            extra={"load before": busy},
-        )
+    report(
+        args.publish,
+        rows,
+        title="Show and Tell: captions a second on CPU, and training",
+        protocol=f"{count} validation images, cached features, {torch.get_num_threads()} threads, median of"
+        f" {args.repeats} repeats; plain beams on {args.plain_images} images",
+        data=Path(args.root or "flickr8k").name,
+        subset=args.subset,
+        seconds=time.perf_counter() - began,
+        extra={"load before": busy},
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import torch
-from _common import RESULTS, build_data, build_module, compose_training, one_line_errors, parser, print_table, row
+from _common import build_data, build_module, compose_training, one_line_errors, parser, report, row
 from samples import SAMPLES, overrides_of
 
 LARGE = {  # name: the sample whose data it takes, and what makes the network the paper's
@@ -72,19 +72,15 @@ def main() -> None:
         for name, (experiment, more) in cases.items():
             torch.manual_seed(0)
             rows += measured(name, [*overrides_of(experiment, folder), *more], args.repeats, Path(folder))
-    print_table("checkpoints", rows)
-    if args.publish:
-        from quintet.results import write_result
-
-        write_result(
-            RESULTS / f"{args.publish}.json",
-            title="Checkpoints: size, writing, reading",
-            rows=rows,
-            protocol=f"median of {args.repeats}; flushed to the disk and renamed, as in training; read as resume= does",
-            data="synthetic samples",
-            subset=False,
-            seconds=time.perf_counter() - began,
-        )
+    report(
+        args.publish,
+        rows,
+        title="Checkpoints: size, writing, reading",
+        protocol=f"median of {args.repeats}; flushed to the disk and renamed, as in training; read as resume= does",
+        data="synthetic samples",
+        subset=False,
+        seconds=time.perf_counter() - began,
+    )
 
 
 if __name__ == "__main__":

@@ -22,13 +22,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _common import RESULTS, one_line_errors, print_table, row
+from _common import one_line_errors, report, row
 from influence_peers import memory_mb
 
 from quintet.errors import UserError
 from quintet.models.deeplab import crf_compiled, mean_field
 from quintet.models.deeplab.crf import Crf, CrfConfig, infer
-from quintet.results import write_result
 
 CLASSES = 21
 MADE = "made from the masks (averaged over 8 x 8 pixels, noise, bilinear upsampling)"
@@ -68,19 +67,17 @@ def main() -> None:
     began, load = time.perf_counter(), os.getloadavg()[0]  # what else the machine was doing
     with one_line_errors():
         rows = list(run_all(setting))
-    print_table("Dense CRF", rows)
-    if publish:
-        write_result(
-            RESULTS / f"{publish}.json",
-            title=f"Dense CRF: time per image, {CLASSES} classes, {setting.iterations} mean-field iterations",
-            rows=rows,
-            protocol=f"median of {setting.repeats} repeats over the images, candidates in turn; class probabilities "
-            + ("of a trained network" if setting.checkpoint else f"{MADE}, not by a network"),
-            data=f"first {setting.images} val images" if setting.root else f"noisy blobs, {setting.size}",
-            subset=subset,
-            seconds=time.perf_counter() - began,
-            extra={"load": load},
-        )
+    report(
+        publish,
+        rows,
+        title=f"Dense CRF: time per image, {CLASSES} classes, {setting.iterations} mean-field iterations",
+        protocol=f"median of {setting.repeats} repeats over the images, candidates in turn; class probabilities "
+        + ("of a trained network" if setting.checkpoint else f"{MADE}, not by a network"),
+        data=f"first {setting.images} val images" if setting.root else f"noisy blobs, {setting.size}",
+        subset=subset,
+        seconds=time.perf_counter() - began,
+        extra={"load": load},
+    )
 
 
 def run_all(setting: Setting) -> Iterator[dict]:

@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from _common import RESULTS, build_data, compose_training, data_name, one_line_errors, parser, print_table, row
+from _common import build_data, compose_training, data_name, one_line_errors, parser, report, row
 
 SETTINGS = ((5, 30), (5, 60), (20, 120))  # (width, length)
 
@@ -73,19 +73,15 @@ def main() -> None:
     with one_line_errors(), tempfile.TemporaryDirectory() as folder:
         cfg = compose_training(args.overrides, Path(folder))
         rows = measure(cfg, args.batches)
-    print_table(f"episodes of {data_name(cfg)}, batches of {cfg.data.batch_size}", rows)
-    if args.publish:
-        from quintet.results import write_result
-
-        write_result(
-            RESULTS / f"{args.publish}.json",
-            title="Throughput of the episode loader",
-            rows=rows,
-            protocol=f"mean of {args.batches} warm batches, no workers; network: median of 3",
-            data=data_name(cfg),
-            subset=args.subset,
-            seconds=time.perf_counter() - start,
-        )
+    report(
+        args.publish,
+        rows,
+        title="Throughput of the episode loader",
+        protocol=f"mean of {args.batches} warm batches, no workers; network: median of 3",
+        data=data_name(cfg),
+        subset=args.subset,
+        seconds=time.perf_counter() - start,
+    )
 
 
 if __name__ == "__main__":

@@ -17,11 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _common import RESULTS
+from _common import report
 
 from quintet.models.wavenet.generate import generate
 from quintet.models.wavenet.network import WaveNet, WaveNetConfig
-from quintet.results import write_result
 
 SIZE = "30 layers in 3 stacks, kernel 2, residual 64, gate 64, skip and head 256, 256 classes"
 
@@ -46,23 +45,21 @@ def main() -> None:
         limits.append(machine_limit(network))
         for name, (run, samples) in candidates.items():
             seconds[name].append((timed(run, samples), timed(run, 1)))
-    rows = report(network, candidates, seconds, limits, notes)
-    print_table(rows)
-    if args.publish:
-        write_result(
-            RESULTS / f"{args.publish}.json",
-            title=f"WaveNet generation speed: {SIZE}",
-            rows=rows,
-            protocol=f"median of {args.repeats} repeats, candidates in turn, {torch.get_num_threads()} threads",
-            data="none: free generation from an untrained network",
-            subset=False,
-            seconds=time.perf_counter() - began,
-            extra={
-                "seconds_per_run": {f"{b} batch {n}": t for (b, n), t in seconds.items()},
-                "limit": limits,
-                "load": load,
-            },
-        )
+    rows = rows_of(network, candidates, seconds, limits, notes)
+    report(
+        args.publish,
+        rows,
+        title=f"WaveNet generation speed: {SIZE}",
+        protocol=f"median of {args.repeats} repeats, candidates in turn, {torch.get_num_threads()} threads",
+        data="none: free generation from an untrained network",
+        subset=False,
+        seconds=time.perf_counter() - began,
+        extra={
+            "seconds_per_run": {f"{b} batch {n}": t for (b, n), t in seconds.items()},
+            "limit": limits,
+            "load": load,
+        },
+    )
 
 
 def candidates_of(network: WaveNet, args) -> tuple[dict, dict]:
@@ -151,7 +148,7 @@ def timed(run: Callable[[int], None], samples: int) -> float:
     return time.perf_counter() - began
 
 
-def report(network, candidates, seconds, limits, notes) -> list[dict]:
+def rows_of(network, candidates, seconds, limits, notes) -> list[dict]:
     limit, work = statistics.median(limits), multiply_adds(network)
     rows = []
     for (name, batch), (_, samples) in candidates.items():
@@ -168,11 +165,6 @@ def report(network, candidates, seconds, limits, notes) -> list[dict]:
         {"metric": "plain matrix-vector products", "value": round(limit / 1e9, 1), "unit": "1e9/s", "note": note}
     )
     return rows
-
-
-def print_table(rows: list[dict]) -> None:
-    for row in rows:
-        print(f"{row['metric']:<30} {row['value']!s:>10} {row['unit']:<10} {row['note']}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from _common import RESULTS, one_line_errors, parser, print_table, row
+from _common import one_line_errors, parser, report, row
 from _forked import Life, warm_up
 from _same_runs import differences, last_checkpoint
 
@@ -240,20 +240,16 @@ def main() -> None:
         note = f"{tally.kills} kills, {tally.while_saving} while saving, {tally.while_starting} before training"
         made.append(row(f"{title}: end state equal", "no" if tally.differences else "yes", "", note))
         made.append(row(f"{title}: steps lost at most", tally.lost, "steps"))
-    print_table("killed and resumed", made)
-    if args.publish:
-        from quintet.results import write_result
-
-        write_result(
-            RESULTS / f"{args.publish}.json",
-            title="Trainings killed and resumed",
-            rows=made,
-            protocol=f"SIGKILL {args.kills} times a case, resume= each time; compared bit for bit with the one"
-            " that nobody killed: weights, averages, optimiser, random states, best checkpoint, metrics.csv",
-            data="synthetic samples",
-            subset=False,
-            seconds=time.monotonic() - start,
-        )
+    report(
+        args.publish,
+        made,
+        title="Trainings killed and resumed",
+        protocol=f"SIGKILL {args.kills} times a case, resume= each time; compared bit for bit with the one"
+        " that nobody killed: weights, averages, optimiser, random states, best checkpoint, metrics.csv",
+        data="synthetic samples",
+        subset=False,
+        seconds=time.monotonic() - start,
+    )
     sys.exit(int(any(tally.differences for tally in tallies.values())))
 
 

@@ -7,7 +7,7 @@ import itertools
 import tempfile
 import time
 
-from _common import RESULTS, build_data, build_module, compose_training, one_line_errors, parser, print_table, row
+from _common import build_data, build_module, compose_training, one_line_errors, parser, report, row
 from samples import SAMPLES, overrides_of
 
 WORKERS = (0, 2)
@@ -50,19 +50,15 @@ def main() -> None:
     with one_line_errors(), tempfile.TemporaryDirectory() as folder:
         for experiment in args.only:
             rows += measured(experiment, args.batches, folder)
-    print_table("loaders", rows)
-    if args.publish:
-        from quintet.results import write_result
-
-        write_result(
-            RESULTS / f"{args.publish}.json",
-            title="Loader throughput",
-            rows=rows,
-            protocol=f"{args.batches} training batches after the first ones, the starts of later epochs included",
-            data="synthetic samples",
-            subset=False,
-            seconds=time.perf_counter() - began,
-        )
+    report(
+        args.publish,
+        rows,
+        title="Loader throughput",
+        protocol=f"{args.batches} training batches after the first ones, the starts of later epochs included",
+        data="synthetic samples",
+        subset=False,
+        seconds=time.perf_counter() - began,
+    )
 
 
 if __name__ == "__main__":

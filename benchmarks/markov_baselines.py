@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
-from _common import RESULTS, build_data, compose_training, data_name, one_line_errors, parser, print_table
+from _common import build_data, compose_training, data_name, one_line_errors, parser, report
 from numpy.typing import NDArray
 
 from quintet.errors import UserError
@@ -167,19 +167,15 @@ def main() -> None:
         if args.neural is not None:
             rows.append(_row("test", "network", args.neural, "given on the command line"))
         rows += baselines(build_data(cfg))
-    print_table(f"bits per sample, {data_name(cfg)}", rows)
-    if args.publish:
-        from quintet.results import write_result
-
-        write_result(
-            RESULTS / f"{args.publish}.json",
-            title="Markov baselines of the mu-law classes, and the network",
-            rows=rows,
-            protocol="fitted on the training split, smoothing chosen on val, every held-out sample once",
-            data=data_name(cfg),
-            subset=args.subset,
-            seconds=time.perf_counter() - start,
-        )
+    report(
+        args.publish,
+        rows,
+        title="Markov baselines of the mu-law classes, and the network",
+        protocol="fitted on the training split, smoothing chosen on val, every held-out sample once",
+        data=data_name(cfg),
+        subset=args.subset,
+        seconds=time.perf_counter() - start,
+    )
 
 
 if __name__ == "__main__":

@@ -18,13 +18,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from _common import RESULTS, print_table, row
+from _common import report, row
 from torch import Tensor
 from torch.nn import functional as nnf
 
 from quintet.models.rare_events.memory import Memory, MemoryConfig
 from quintet.models.rare_events.search import make_search, recall
-from quintet.results import write_result
 
 NUM_VALUES = 1000
 NOISE = 0.5  # length of what is added to a unit centre or key
@@ -65,19 +64,17 @@ def main() -> None:
     for made in run_all(setting):
         print(f"  {made['metric']}: {made['value']} {made['unit']}  {made['note'] or ''}", flush=True)
         rows.append(made)
-    print_table("Memory", rows)
-    if publish:
-        write_result(
-            RESULTS / f"{publish}.json",
-            title=f"Memory speed: width {setting.width}, {setting.neighbours} neighbours, full memories",
-            rows=rows,
-            protocol=f"median of {setting.repeats} repeats, candidates in turn, {torch.get_num_threads()} threads; "
-            f"recall over {setting.queries} queries; a step is query, answer, loss and update, no backward pass",
-            data=f"synthetic unit vectors; clusters of 20 and near queries have noise of length {NOISE}",
-            subset=False,
-            seconds=time.perf_counter() - began,
-            extra={"load": load},
-        )
+    report(
+        publish,
+        rows,
+        title=f"Memory speed: width {setting.width}, {setting.neighbours} neighbours, full memories",
+        protocol=f"median of {setting.repeats} repeats, candidates in turn, {torch.get_num_threads()} threads; "
+        f"recall over {setting.queries} queries; a step is query, answer, loss and update, no backward pass",
+        data=f"synthetic unit vectors; clusters of 20 and near queries have noise of length {NOISE}",
+        subset=False,
+        seconds=time.perf_counter() - began,
+        extra={"load": load},
+    )
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import tempfile
 import time
 
 import training
-from _common import RESULTS, one_line_errors, parser, print_table, row
+from _common import one_line_errors, parser, report, row
 from samples import SAMPLES, overrides_of
 
 STEPS = {"influence_sample": 400}  # so short that forty would be noise
@@ -41,20 +41,16 @@ def main() -> None:
         for experiment in args.only:
             print(experiment)
             rows += measured(experiment, args.steps, args.rounds, folder)
-    print_table("the harness against a bare loop", rows)
-    if args.publish:
-        from quintet.results import write_result
-
-        write_result(
-            RESULTS / f"{args.publish}.json",
-            title="The harness against a bare PyTorch loop, five papers",
-            rows=rows,
-            protocol=f"{args.rounds} rounds, a fresh process each, variants in turn, medians; one thread; the run's own"
-            " callbacks and CSV logger, no validation",
-            data="synthetic samples",
-            subset=False,
-            seconds=time.perf_counter() - began,
-        )
+    report(
+        args.publish,
+        rows,
+        title="The harness against a bare PyTorch loop, five papers",
+        protocol=f"{args.rounds} rounds, a fresh process each, variants in turn, medians; one thread; the run's own"
+        " callbacks and CSV logger, no validation",
+        data="synthetic samples",
+        subset=False,
+        seconds=time.perf_counter() - began,
+    )
 
 
 if __name__ == "__main__":

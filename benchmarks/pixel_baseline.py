@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from _common import RESULTS, build_data, compose_training, data_name, one_line_errors, parser, print_table, row
+from _common import build_data, compose_training, data_name, one_line_errors, parser, report, row
 
 PUBLISHED = {(5, 1): 0.417, (5, 5): 0.632, (20, 1): 0.267, (20, 5): 0.426}
 
@@ -41,19 +41,15 @@ def main() -> None:
     with one_line_errors(), tempfile.TemporaryDirectory() as folder:
         cfg = compose_training(["model=rare_events", *args.overrides], Path(folder))
         rows = baseline(build_data(cfg, "test"), Path(folder), args.episodes)
-    print_table(f"pixel nearest neighbour, {data_name(cfg)}", rows)
-    if args.publish:
-        from quintet.results import write_result
-
-        write_result(
-            RESULTS / f"{args.publish}.json",
-            title="Nearest neighbour on raw pixels",
-            rows=rows,
-            protocol="strict (k examples of each class, then 1 question each) and streaming; test classes, unrotated",
-            data=data_name(cfg),
-            subset=args.subset,
-            seconds=time.perf_counter() - start,
-        )
+    report(
+        args.publish,
+        rows,
+        title="Nearest neighbour on raw pixels",
+        protocol="strict (k examples of each class, then 1 question each) and streaming; test classes, unrotated",
+        data=data_name(cfg),
+        subset=args.subset,
+        seconds=time.perf_counter() - start,
+    )
 
 
 if __name__ == "__main__":

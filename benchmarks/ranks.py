@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from _common import RESULTS, one_line_errors, parser, print_table, row
+from _common import one_line_errors, parser, report, row
 from _forked import Life, warm_up
 from _same_runs import rows
 from kill import CAPTIONS, COMMON, DEEPLAB, INFLUENCE, RARE, WAVENET
@@ -137,19 +137,15 @@ def main() -> None:
                     print(json.dumps({"case": name} | found), flush=True)
                     failed |= found["value"] > TOLERANCE or found.pop("metrics") > TOLERANCE
                     made.append(found)
-    print_table("one process and two", made)
-    if args.publish:
-        from quintet.results import write_result
-
-        write_result(
-            RESULTS / f"{args.publish}.json",
-            title="One process and two at the same global batch",
-            rows=made,
-            protocol="DDP over gloo on a CPU; every row of metrics.csv",
-            data="synthetic samples",
-            subset=False,
-            seconds=time.monotonic() - start,
-        )
+    report(
+        args.publish,
+        made,
+        title="One process and two at the same global batch",
+        protocol="DDP over gloo on a CPU; every row of metrics.csv",
+        data="synthetic samples",
+        subset=False,
+        seconds=time.monotonic() - start,
+    )
     sys.exit(int(failed))
 
 

@@ -13,7 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import training
-from _common import RESULTS, one_line_errors, parser, print_table, row
+from _common import one_line_errors, parser, report, row
 from samples import overrides_of
 
 EXPERIMENTS = ("wavenet_sample", "deeplab_sample", "captioning_sample")
@@ -63,20 +63,16 @@ def main() -> None:
     with one_line_errors(), tempfile.TemporaryDirectory() as folder:
         for experiment in args.only:
             rows += measured(experiment, args, folder)
-    print_table("DDP, two CPU processes", rows)
-    if args.publish:
-        from quintet.results import write_result
-
-        write_result(
-            RESULTS / f"{args.publish}.json",
-            title="DDP scaling: two CPU processes over gloo",
-            rows=rows,
-            protocol=f"the batch of the experiment in each process, one thread each, {args.steps - args.warmup} timed"
-            f" batches, {args.rounds} rounds in turn, medians",
-            data="synthetic samples",
-            subset=False,
-            seconds=time.perf_counter() - began,
-        )
+    report(
+        args.publish,
+        rows,
+        title="DDP scaling: two CPU processes over gloo",
+        protocol=f"the batch of the experiment in each process, one thread each, {args.steps - args.warmup} timed"
+        f" batches, {args.rounds} rounds in turn, medians",
+        data="synthetic samples",
+        subset=False,
+        seconds=time.perf_counter() - began,
+    )
 
 
 if __name__ == "__main__":

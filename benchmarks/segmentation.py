@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from _common import REPOSITORY, RESULTS, one_line_errors, print_table, row
+from _common import REPOSITORY, one_line_errors, report, row
 from influence_peers import memory_mb
 from torch import Tensor, nn
 from torch.nn import functional as nnf
@@ -238,22 +238,18 @@ def main() -> None:
         for workers in (0, 2) if args.root else ():
             rate = loader(args.root, workers, setting)
             rows.append(row(f"data module, {workers} workers", round(rate, 1), "images/s", "real images, windows"))
-    print_table("DeepLab", rows)
-    if args.publish:
-        from quintet.results import write_result
-
-        batches = " and ".join(f"{BATCHES[name]} ({name})" for name in args.backbones)
-        write_result(
-            RESULTS / f"{args.publish}.json",
-            title=f"DeepLab's speed at output stride {setting.output_stride}, beside torchvision's DeepLabv3 head",
-            rows=rows,
-            protocol=f"{CLASSES} classes, batches of {batches} pictures of {setting.crop} x {setting.crop}; a fresh "
-            f"process for each network and round, {setting.rounds} rounds in turn, medians; peak memory is what the "
-            "process adds once its networks are built",
-            data="random pictures; the data module on the train list" if args.root else "random pictures",
-            subset=args.subset,
-            seconds=time.perf_counter() - began,
-        )
+    batches = " and ".join(f"{BATCHES[name]} ({name})" for name in args.backbones)
+    report(
+        args.publish,
+        rows,
+        title=f"DeepLab's speed at output stride {setting.output_stride}, beside torchvision's DeepLabv3 head",
+        protocol=f"{CLASSES} classes, batches of {batches} pictures of {setting.crop} x {setting.crop}; a fresh "
+        f"process for each network and round, {setting.rounds} rounds in turn, medians; peak memory is what the "
+        "process adds once its networks are built",
+        data="random pictures; the data module on the train list" if args.root else "random pictures",
+        subset=args.subset,
+        seconds=time.perf_counter() - began,
+    )
 
 
 if __name__ == "__main__":

@@ -16,17 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from _common import (
-    REPOSITORY,
-    RESULTS,
-    build_data,
-    build_module,
-    compose_training,
-    data_name,
-    one_line_errors,
-    parser,
-    print_table,
-)
+from _common import REPOSITORY, build_data, build_module, compose_training, data_name, one_line_errors, parser, report
 
 from quintet.errors import UserError
 
@@ -124,19 +114,15 @@ def main() -> None:
             print(json.dumps(child(args.overrides, args.child)))
             return
         rows, data = measure(args.overrides, args.rounds)
-    print_table("start-up", rows)
-    if args.publish:
-        from quintet.results import write_result
-
-        write_result(
-            RESULTS / f"{args.publish}.json",
-            title="Start-up to the first training step",
-            rows=rows,
-            protocol="a cold process each, medians; the file system cache is warm",
-            data=data,
-            subset=args.subset,
-            seconds=time.perf_counter() - start,
-        )
+    report(
+        args.publish,
+        rows,
+        title="Start-up to the first training step",
+        protocol="a cold process each, medians; the file system cache is warm",
+        data=data,
+        subset=args.subset,
+        seconds=time.perf_counter() - start,
+    )
 
 
 if __name__ == "__main__":

@@ -20,14 +20,13 @@ from pathlib import Path
 
 from _common import (
     REPOSITORY,
-    RESULTS,
     build_data,
     build_module,
     compose_training,
     data_name,
     one_line_errors,
     parser,
-    print_table,
+    report,
     row,
 )
 from bare_steps import bare_step
@@ -176,19 +175,15 @@ def main() -> None:
             print(json.dumps(child(args.child, args.overrides, args.steps, args.warmup)))
             return
         rows, data = compare(args)
-    print_table("training speed", rows)
-    if args.publish:
-        from quintet.results import write_result
-
-        write_result(
-            RESULTS / f"{args.publish}.json",
-            title="Training speed: the harness against a bare PyTorch loop",
-            rows=rows,
-            protocol=f"{args.steps - args.warmup} timed batches, a fresh process each, variants in turn, medians",
-            data=data,
-            subset=args.subset,
-            seconds=time.perf_counter() - start,
-        )
+    report(
+        args.publish,
+        rows,
+        title="Training speed: the harness against a bare PyTorch loop",
+        protocol=f"{args.steps - args.warmup} timed batches, a fresh process each, variants in turn, medians",
+        data=data,
+        subset=args.subset,
+        seconds=time.perf_counter() - start,
+    )
 
 
 if __name__ == "__main__":
