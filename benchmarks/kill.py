@@ -63,7 +63,7 @@ class Case:
 
 
 CASES = {
-    "wavenet": Case("WaveNet, 2 workers", [*WAVENET, "data.num_workers=2"]),
+    "wavenet": Case("WaveNet, 2 workers, average of weights", [*WAVENET, AVERAGED, "data.num_workers=2"]),
     "rare_events": Case("rare events, life-long memory", RARE),
     "influence": Case("logistic regression with Adam", INFLUENCE),
     "deeplab": Case("DeepLab, 2 workers", [*DEEPLAB, "data.num_workers=2"]),
