@@ -17,6 +17,9 @@ from quintet.errors import UserError
 log = logging.getLogger(__name__)
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MAX_MEMBERS = 20_000_000
+# no owners, set-uid bits and the like; before Python 3.11.4 by leaving all attributes as the user's own files have them
+SAFELY = {"filter": "data"} if hasattr(tarfile, "data_filter") else {"set_attrs": False}
+NOT_SAFE = getattr(tarfile, "FilterError", ())
 FREE_GB, MAX_RATIO = 2, 200  # unpacked: no limit below so many GiB, beyond them so many times the archive's own size
 
 
@@ -84,8 +87,8 @@ def _extract(archive: Path, folder: Path) -> None:
         for member in _limited(bundle, archive, limit):
             _check_tar_member(archive, member)
             try:
-                bundle.extract(member, folder, filter="data")  # also drops owners, set-uid bits and the like
-            except tarfile.FilterError as error:
+                bundle.extract(member, folder, **SAFELY)
+            except NOT_SAFE as error:
                 raise UserError(f"{archive}: {error}: refused") from error
         # the checksum of a .gz or .xz stands at its very end, behind the zeros that end the tar
         for _ in _limited(iter(lambda: bundle.fileobj.read(2**20), b""), archive, limit):
