@@ -46,7 +46,7 @@ INFLUENCE = ["experiment=influence_sample", "model.optimizer.name=adam", "model.
 DEEPLAB = ["experiment=deeplab_sample", "model.backbone.name=squeezenet1_1", "model.backbone.output_stride=16",
            "model.network.channels=8", "model.network.dropout=0.3", "data.crop_size=33", "data.batch_size=2",
            "data.eval_size=129", "model.optimizer.lr=1e-4",
-           "trainer.max_epochs=2", "trainer.check_val_every_n_epoch=1"]  # fmt: skip
+           "trainer.max_epochs=4", "trainer.check_val_every_n_epoch=1"]  # fmt: skip
 CAPTIONS = ["experiment=captioning_sample", "model.encoder.image_size=32", "model.network.embedding=16",
             "model.network.hidden=16", "model.network.dropout=0.3", "data.source.num_train=40",
             "data.source.num_val=6", "data.source.num_test=6", "data.batch_size=4", "data.resize_size=40",

@@ -88,7 +88,7 @@ def test_a_checkpoint_has_no_name_before_its_step_is_logged(tmp_path):
     assert ck.load_checkpoint(tmp_path / "last.ckpt.previous")["step"] == 1
     last.save(trainer)
     last.on_train_start(trainer, None)  # another start: what waited is done again
-    last.on_train_end(trainer)
+    last.teardown(trainer, None, "fit")
     assert ck.load_checkpoint(ck.newest_checkpoint(tmp_path))["step"] == 2
 
 

@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from quintet.app.strategies import strategy_of
@@ -104,47 +105,76 @@ def test_batch_size_of_finds_the_first_tensor():
     assert batch_size_of({"a": [None, torch.zeros(7)]}) == 7
 
 
+class Growing(Dropping):
+    """Its first validation is its best; at the end it has something to say."""
+
+    def validation_step(self, batch, index):
+        super().validation_step(batch, index)
+        self.log("val/step", float(self.trainer.global_step))
+
+    def on_train_end(self):
+        (killed,) = (one for one in self.trainer.callbacks if isinstance(one, Killed))
+        killed.leave(self.trainer.global_step, "ended")  # after all callbacks
+        self.said = True
+
+
 class Killed(Callback):
-    """What a kill at the start of each validation would leave, and the steps at which validations ended."""
+    """What kills at the start of each validation, within each batch and at the end would leave; when it validated."""
 
     def __init__(self, folder):
-        self.folder, self.left, self.validated = folder, {}, []
+        self.folder, self.left, self.validated = folder, [], []
+
+    def leave(self, step, what):
+        place = self.folder.with_name(f"{self.folder.name}-{step}-{what}")
+        shutil.copytree(self.folder, place)
+        if newest_checkpoint(place):
+            self.left.append((step, what, place))
 
     def on_validation_start(self, trainer, module):
         if not trainer.sanity_checking:
-            self.left[trainer.global_step] = self.folder.with_name(f"{self.folder.name}-{trainer.global_step}")
-            shutil.copytree(self.folder, self.left[trainer.global_step], dirs_exist_ok=True)
+            self.leave(trainer.global_step, "validating")
 
     def on_validation_end(self, trainer, module):
         if not trainer.sanity_checking:
             self.validated.append(trainer.global_step)
 
+    def on_train_batch_end(self, trainer, *args):
+        self.leave(trainer.global_step, "stepped")
+
 
 @pytest.mark.parametrize(("interval", "count"), [(1.0, 2), (2, 5), (1, 13)])  # epochs of 5 batches
 @pytest.mark.parametrize("every", [1, 3])
-def test_no_validation_is_passed_over_after_a_kill_in_it(tmp_path, every, interval, count):
+def test_nothing_is_passed_over_wherever_a_kill_comes(tmp_path, every, interval, count):
+    """Every validation is made, the best is remembered, and what is said at the end is said."""
+
     def go(name, resume):
         folder = tmp_path / name
         folder.mkdir()
-        killed = Killed(folder)
+        killed, module = Killed(folder), Growing()
+        best = ModelCheckpoint(tmp_path / "best", monitor="val/step", mode="min", enable_version_counter=False)
         seed_everything(1, verbose=False)
         trainer = Trainer(
-            max_steps=13, val_check_interval=interval, logger=False,
-            callbacks=[killed, EpochEnd(), LastCheckpoint(str(folder), every)], accelerator="cpu",
-            default_root_dir=tmp_path, enable_progress_bar=False,
-            enable_model_summary=False, plugins=[AtomicCheckpointIO()],
+            max_steps=13, val_check_interval=interval, logger=False, num_sanity_val_steps=0,
+            callbacks=[killed, EpochEnd(), best, LastCheckpoint(str(folder), every)], accelerator="cpu",
+            default_root_dir=tmp_path, enable_progress_bar=False, enable_model_summary=False,
+            plugins=[AtomicCheckpointIO()],
         )  # fmt: skip
-        trainer.fit(Dropping(), datamodule=Numbers(), ckpt_path=resume, weights_only=True)
-        return killed
+        trainer.fit(module, datamodule=Numbers(), ckpt_path=resume, weights_only=True)
+        return killed, module, load_checkpoint(newest_checkpoint(folder) or resume)
 
-    whole = go("whole", None)
-    assert len(whole.validated) == count
-    assert load_checkpoint(newest_checkpoint(tmp_path / "whole"))["global_step"] == 13
-    left = {step: place for step, place in whole.left.items() if newest_checkpoint(place)}
-    assert len(left) >= len(whole.validated) - 3  # the first ones may come before the first checkpoint
-    for step, place in left.items():
-        again = go(f"killed{step}", newest_checkpoint(place)).validated
-        assert step in again and again == whole.validated[-len(again) :]
+    whole, _, end = go("whole", None)
+    assert len(whole.validated) == count and end["global_step"] == 13 and len(whole.left) > count
+    for step, what, place in whole.left:
+        again, module, other = go(f"{step}-{what}", newest_checkpoint(place))
+        assert again.validated == whole.validated[len(whole.validated) - len(again.validated) :]
+        assert what != "validating" or step in again.validated
+        assert module.said and other["global_step"] == 13
+        assert best_of(other) == best_of(end)
+
+
+def best_of(checkpoint):
+    (score,) = (state["best_model_score"] for state in checkpoint["callbacks"].values() if "best_model_score" in state)
+    return float(score)
 
 
 class Uneven(Dropping):

@@ -179,8 +179,8 @@ class LastCheckpoint(Checkpoint):
         """The batch before is logged, and validated if it had to be."""
         self.publish(trainer)
 
-    def on_train_end(self, trainer: Trainer, *args: Any) -> None:
-        """All is logged."""
+    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        """All is logged and drawn, in `on_train_end` too, which a run that has nothing left to do does not come to."""
         self.publish(trainer)
 
     def on_exception(self, trainer: Trainer, *args: Any) -> None:
