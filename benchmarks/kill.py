@@ -38,7 +38,7 @@ WAVENET = ["experiment=wavenet_sample", "model.network.stacks=1", "model.network
 RARE = ["experiment=rare_events_sample", "model.network.channels=[4,8]", "model.network.width=16",
         "model.network.dropout=0.3", "model.memory.slots=64", "model.memory.neighbours=16", "model.lifelong=true",
         "data.batch_size=2", "data.length=15", "data.shots=[1,2]", "data.episodes_per_epoch=8", "data.val_episodes=4",
-        "trainer.max_epochs=2", "callbacks.last.every_n_steps=20"]  # fmt: skip
+        "trainer.max_epochs=4", "callbacks.last.every_n_steps=20"]  # fmt: skip
 INFLUENCE = ["experiment=influence_sample", "model.optimizer.name=adam", "model.optimizer.lr=0.01",
              "data.batch_size=16", "trainer.max_epochs=4",
              "callbacks.best={_target_: lightning.pytorch.callbacks.ModelCheckpoint, filename: best, monitor: val/loss,"
@@ -152,7 +152,8 @@ def kill_and_resume(case: Case, kills: int, seed: str, folder: Path) -> Tally:
             life.wait(lambda deadline=deadline: time.monotonic() > deadline)
         else:
             # the rest of the run is shared out among the kills to come
-            ahead = chance.uniform(1, 2 * max(1.0, (steps - max(0, reached)) / (left + 1)))
+            rest = steps - max(0, reached)
+            ahead = min(chance.uniform(1, 2 * max(1.0, rest / (left + 1))), max(1.0, rest - left))
             delay = chance.uniform(0, 0.05)
             life.wait(lambda life=life, ahead=ahead: life.began_at >= 0 and life.steps >= life.began_at + ahead)
             if kind == "step":
