@@ -57,6 +57,26 @@ def test_unpacked_once_and_again_after_a_change(tmp_path, kind):
     assert contents(find_root(archive, tmp_path / "cache", "missing")) == {"other.txt": b"new"}
 
 
+@pytest.mark.parametrize("kind", ["tar", "tar.gz"])
+def test_without_tarfiles_filters_files_are_the_users_own(tmp_path, kind, monkeypatch):
+    """As on Python 3.11.0 to 3.11.3: no bits that let another run it as its owner, nothing unreadable."""
+    monkeypatch.setattr(archives, "SAFELY", {"set_attrs": False})
+    monkeypatch.setattr(archives, "NOT_SAFE", ())
+    monkeypatch.setattr(tarfile.TarFile, "extraction_filter", staticmethod(lambda member, path: member), raising=False)
+    with tarfile.open(tmp_path / f"set.{kind}", "w:gz" if kind == "tar.gz" else "w") as bundle:
+        for name, mode in (("program", 0o4755), ("secret", 0o000), ("open", 0o666)):
+            member = tarfile.TarInfo(name)
+            member.size, member.mode, member.uid = 2, mode, 12345
+            bundle.addfile(member, io.BytesIO(b"ab"))
+    folder = unpack(tmp_path / f"set.{kind}", tmp_path / "cache")
+    ours = (tmp_path / "ours").write_text("") or (tmp_path / "ours").stat()
+    assert contents(folder) == {"program": b"ab", "secret": b"ab", "open": b"ab"}
+    assert {(p.stat().st_mode, p.stat().st_uid) for p in folder.iterdir()} == {(ours.st_mode, ours.st_uid)}
+    pack(tmp_path / f"bad.{kind}", {"../up.txt": b"x"})
+    with pytest.raises(UserError, match="lies outside its own folder"):
+        unpack(tmp_path / f"bad.{kind}", tmp_path / "cache")
+
+
 # --- refused ----------------------------------------------------------------------------------------------------------
 
 

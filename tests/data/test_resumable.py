@@ -71,6 +71,10 @@ def test_shares_of_evaluation_are_even_whole_and_never_empty(items, size, world)
 
 
 def test_bad_sizes_are_user_errors():
+    with pytest.raises(UserError, match=r"data\.batch_size=0: give 1 or more"):
+        EvalSampler(5, 0, key="data.batch_size")
+    with pytest.raises(UserError, match="the split is empty"):
+        EvalSampler(0, 3)
     with pytest.raises(UserError, match="empty"):
         EpochSampler(0, 1)
     with pytest.raises(UserError, match=r"batch_size=24.*larger than the 23"):

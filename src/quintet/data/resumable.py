@@ -78,12 +78,13 @@ class EvalSampler(Sampler[list[int]]):
     All ranks have the same number of batches, as collective calls in a forward pass need it, and no item is repeated
     for that: the sizes of batches differ by one at most. A batch is larger than `batch_size` only where there are
     fewer items than batches otherwise. Of fewer items than ranks every rank takes all, which leaves means as they are.
-    Errors: UserError for an empty split.
+    key: of batch_size, for messages. Errors: UserError for an empty split, or an empty batch.
     """
 
-    def __init__(self, num_items: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, num_items: int, batch_size: int, rank: int = 0, world_size: int = 1,
+                 key: str = "data.eval_batch_size") -> None:  # fmt: skip
         if batch_size < 1:
-            raise UserError(f"data.eval_batch_size={batch_size}: give 1 or more")
+            raise UserError(f"{key}={batch_size}: give 1 or more")
         if num_items < 1:
             raise UserError("the split is empty: give more data, or a larger data.val_fraction / data.test_fraction")
         self.num_items = num_items
@@ -130,11 +131,11 @@ class ResumableDataModule(pl.LightningDataModule):
         kwargs.setdefault("generator", torch.Generator().manual_seed(seed))
         return ResumableLoader(dataset, batch_sampler=sampler, **kwargs)
 
-    def eval_loader(self, dataset: Sized, batch_size: int, **kwargs: Any) -> DataLoader:
+    def eval_loader(self, dataset: Sized, batch_size: int, key: str = "data.eval_batch_size",
+                    **kwargs: Any) -> DataLoader:  # fmt: skip
         """This rank's share of a split that is measured: metrics have to gather."""
-        return DataLoader(
-            dataset, batch_sampler=EvalSampler(len(dataset), batch_size, *self.rank_and_world()), **kwargs
-        )
+        sampler = EvalSampler(len(dataset), batch_size, *self.rank_and_world(), key)
+        return DataLoader(dataset, batch_sampler=sampler, **kwargs)
 
     def rank_and_world(self) -> tuple[int, int]:
         """Of the run that asks; one process without a trainer."""

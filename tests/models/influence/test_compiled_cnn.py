@@ -8,7 +8,7 @@ from quintet.models.influence import module as classifier_module
 from quintet.models.influence.compiled_risk import CompiledRisk, compiles, network_of
 from quintet.models.influence.control import value_and_gradient
 from quintet.models.influence.examples import Examples
-from quintet.models.influence.gauss_newton import curvature_rows, gauss_newton
+from quintet.models.influence.gauss_newton import gauss_newton
 from quintet.models.influence.linear_risk import make_risk
 from quintet.models.influence.risk import EmpiricalRisk
 
@@ -51,7 +51,7 @@ def test_every_derivative_is_that_of_torch(name, dtype):
     batch = plain.read(plain.train, slice(1, 18))
     near(compiled.example_gradients(batch), plain.example_gradients(batch), dtype)
     near(compiled.directional(batch, vectors_kp), plain.directional(batch, vectors_kp), dtype)
-    rows = [torch.cat(list(parts)) for parts in (compiled.curvature_rows(batch), curvature_rows(plain, batch))]
+    rows = [torch.cat(list(parts)) for parts in (compiled.curvature_rows(batch), plain.curvature_rows(batch))]
     near(rows[0].T @ rows[0], rows[1].T @ rows[1], dtype)
 
 

@@ -282,4 +282,4 @@ class AudioDataModule(ResumableDataModule):
         chunks = self.chunks(split)
         if not len(chunks):
             raise UserError(f"the {split} split is empty: raise data.{split}_fraction or give more utterances")
-        return self.eval_loader(chunks, self.batch_size, **self._loader_args())
+        return self.eval_loader(chunks, self.batch_size, "data.batch_size", **self._loader_args())

@@ -159,7 +159,7 @@ class EpisodeDataModule(ResumableDataModule):
 
     def _eval_loader(self, split: str) -> DataLoader:
         episodes = self.episodes(split)
-        return self.eval_loader(episodes, self.batch_size, **self._loader_args())
+        return self.eval_loader(episodes, self.batch_size, "data.batch_size", **self._loader_args())
 
 
 def contact_sheet(ink_tss: NDArray, columns: int) -> NDArray[np.float32]:

@@ -38,7 +38,7 @@ class CompiledRisk(EmpiricalRisk):
         return value, torch.from_numpy(gradient_p).to(theta_p)
 
     def curvature_rows(self, batch: Any) -> Iterator[Tensor]:
-        """Parts of the (B * C, p) rows whose products sum to the batch's Gauss-Newton matrix."""
+        """As of `EmpiricalRisk`, a block of images at a time."""
         for rows in self.mode.network.curvature_rows(self.theta.numpy(), self.mode.blocks(batch)):
             yield torch.from_numpy(np.ascontiguousarray(rows))
 

@@ -6,9 +6,6 @@ Hessian where the loss is low. For cross-entropy it is 1/n sum_i sum_c q_ic g_ic
 example i had it label c: gradients are all it takes (Kunstner et al. 2019, arXiv 1905.12558, section 2).
 """
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -51,15 +48,6 @@ def gauss_newton(risk: EmpiricalRisk) -> Tensor:
         )
     total = torch.zeros(risk.num_params, risk.num_params).to(risk.theta)
     for _, batch in risk.batches():
-        for rows_bp in risk.curvature_rows(batch) if hasattr(risk, "curvature_rows") else curvature_rows(risk, batch):
+        for rows_bp in risk.curvature_rows(batch):
             total.addmm_(rows_bp.T, rows_bp)
     return risk.mean(total)
-
-
-def curvature_rows(risk: EmpiricalRisk, batch: Any) -> Iterator[Tensor]:
-    """For each class c (B, p): sqrt(q_ic) g_ic."""
-    with torch.no_grad():
-        chances_bc = risk.module.chances(batch)
-    for label, chance_b in enumerate(chances_bc.T):
-        had_it = batch._replace(labels=torch.full_like(batch.labels, label))
-        yield risk.example_gradients(had_it) * chance_b.sqrt()[:, None]

@@ -158,6 +158,7 @@ class ClassifierModule(LightningModule):
             )
 
     def on_train_start(self) -> None:
+        self._cast_inputs, self._packed = (None, None), None  # of another fit, which an error ended
         if self.optimizer_config.full_batch and self.trainer.num_training_batches != 1:
             raise UserError(
                 f"model.optimizer.name={self.optimizer_config.name} takes the training split in one batch, and there"
