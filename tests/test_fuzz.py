@@ -6,6 +6,7 @@ many, and new ones.
 
 import io
 import json
+from copy import deepcopy
 from functools import cache
 
 import numpy as np
@@ -81,6 +82,8 @@ OVERRIDE = st.one_of(
 @example(overrides=["model=null"])
 @example(overrides=["data.source=1"])
 @example(overrides=["~data"])
+@example(overrides=["callbacks.best=true"])
+@example(overrides=["logger.csv=_target_"])
 def test_any_override_composes_or_is_one_line(overrides):
     try:
         cfg = composed(overrides)
@@ -129,6 +132,8 @@ def test_any_saved_configuration_is_taken_or_one_line(data, value, tmp_path):
 
 @few(40)
 @given(raw=st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
+@example(raw=b"? ")
+@example(raw=b"a: {null: 1}")
 def test_any_bytes_as_a_saved_configuration(raw, tmp_path):
     (tmp_path / "config.yaml").write_bytes(raw)
     with pytest.raises(UserError) as caught:
@@ -196,6 +201,13 @@ def test_sound_cut_off_at_every_byte(kind):
     for size in range(len(whole)):
         with pytest.raises(UserError):
             read_bytes(whole[:size], "cell 7")
+
+
+def test_a_header_of_more_samples_than_memory_holds():
+    raw = bytearray(sound("FLAC"))
+    raw[21] |= 0x0F  # the highest bits of 36 that count them
+    with pytest.raises(UserError, match=r"cell 7 (cannot be decoded|is truncated)"):
+        read_bytes(bytes(raw), "cell 7")
 
 
 FORMATS = ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"]
@@ -307,12 +319,12 @@ def test_any_annotations_of_coco(folder, data, on_error):
         part = data.draw(st.sampled_from(["images", "annotations"]))
         row = data.draw(st.sampled_from(range(2)))
         key = data.draw(st.sampled_from(["id", "file_name", "image_id", "caption"]))
-        value = data.draw(odd)
-        if isinstance(content[part], list) and isinstance(content[part][row], dict):
+        value = deepcopy(data.draw(odd))  # a mutable one may be drawn again, and end up in itself
+        if isinstance(content[part], list) and row < len(content[part]) and isinstance(content[part][row], dict):
             content[part][row][key] = value
         if data.draw(st.integers(0, 9)) == 0:
             content[part] = value
-        elif data.draw(st.integers(0, 9)) == 0 and isinstance(content[part], list):
+        elif data.draw(st.integers(0, 9)) == 0 and isinstance(content[part], list) and row < len(content[part]):
             content[part][row] = value
     (folder / "annotations").mkdir(exist_ok=True)
     for split in ("train", "val"):

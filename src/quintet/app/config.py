@@ -112,7 +112,7 @@ def check(cfg: DictConfig, origin: Origin) -> None:
         check_target(path, node, origin)
     for group in ("callbacks", "logger"):
         for name, node in (plain[group] or {}).items():
-            if node and "_target_" not in node:
+            if node and not (isinstance(node, dict) and "_target_" in node):
                 where = f"{group}.{name}"
                 raise UserError(
                     f"'{where}' {origin.of(where)} has no _target_: choose a {group}=... option that has it"

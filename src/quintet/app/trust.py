@@ -90,6 +90,8 @@ def _values(node: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, An
         raise UserError(f"a configuration nested 50 levels deep is no run's: '{path[:80]}'")
     if isinstance(node, dict):
         for key, value in node.items():
+            if key is None:
+                raise UserError(f"a configuration's key is empty, beside or below '{path[:80]}': give it a name")
             yield path, key
             yield from _values(value, f"{path}.{key}" if path else str(key), depth + 1)
     elif isinstance(node, list):

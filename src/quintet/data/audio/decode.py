@@ -53,7 +53,7 @@ def _read(source: Path | io.BytesIO, ends: tuple[bytes, bytes], size: int, name:
             rate, declared = file.samplerate, 0 if file.format in ("MP3", "MPEG") else file.frames
             exact = file.subtype == "PCM_16"
             audio = file.read(dtype="int16" if exact else "float32")
-    except (soundfile.SoundFileError, RuntimeError) as error:
+    except (soundfile.SoundFileError, RuntimeError, MemoryError) as error:  # memory: for as much as the header says
         reason = " ".join(str(error).split())
         raise BadAudio(f"{name} cannot be decoded ({reason}): repair it, or set data.on_bad_file=skip") from error
     if len(audio) < declared or _cut_off(*ends, size):
