@@ -89,6 +89,12 @@ class CaptionBatch(NamedTuple):
     image_index: Tensor  # (I,) int64 row of each image in its split
     index: Tensor  # (B,) int64 row of the caption in its split
 
+    @property
+    def real(self) -> Tensor:
+        """(B, T - 1) where `words[:, 1:]` has a word or eos to predict, and no padding."""
+        position = torch.arange(1, self.words.shape[1], device=self.words.device)
+        return position < self.lengths[:, None]
+
     def apart(self) -> "CaptionBatch":
         """The same captions, each with an image of its own: any rows of all parts are a batch again."""
         images, features = (None if part is None else part[self.image_row] for part in (self.images, self.features))

@@ -13,7 +13,10 @@ from quintet.callbacks.two_stage import TwoStage
 from quintet.errors import UserError
 from quintet.models.influence.examples import Examples
 from quintet.models.influence.influence import influence
+from quintet.models.influence.linear_risk import make_risk
+from quintet.models.influence.softmax_risk import SoftmaxRisk
 from quintet.models.influence.solvers.direct import Direct
+from quintet.models.influence.top import at_the_top
 from quintet.models.show_and_tell.ensemble import CaptionEnsemble
 from quintet.models.show_and_tell.module import ShowAndTellModule
 
@@ -317,6 +320,25 @@ def test_influence_of_captions_is_what_the_formula_says(data, form):
     solved = torch.linalg.solve(hessian + 0.1 * torch.eye(len(bias)), gradients[3])
     expected = gradients @ solved / len(CAPTIONS)
     torch.testing.assert_close(found.delta_test_loss_if_removed[0].float(), expected, rtol=1e-3, atol=1e-7)
+
+
+def test_the_layer_of_words_by_itself_gives_the_scores_of_the_whole_network(data, monkeypatch):
+    module, train, queries = module_of(data).eval(), Examples(data, "train"), Examples(data, "val", [3, 4])
+    last = "network.output.*"
+    top, inside = at_the_top(module, last, train)
+    assert isinstance(make_risk(top, inside, last), SoftmaxRisk)
+    found = influence(module, train, queries, params=last, solver=Direct(damping=0.1))
+    monkeypatch.setattr(ShowAndTellModule, "top", lambda self, names: None)
+    whole = influence(module, train, queries, params=last, solver=Direct(damping=0.1))
+    for name in ("delta_test_loss_if_removed", "query_losses", "train_losses", "s_test"):
+        torch.testing.assert_close(getattr(found, name), getattr(whole, name), rtol=1e-3, atol=1e-6)
+
+
+def test_what_is_no_softmax_at_the_top_needs_the_whole_captioner(data):
+    train, last = Examples(data, "train"), "network.output.*"
+    assert at_the_top(module_of(data), ["network.output.*", "network.words.*"], train)[1] is train
+    assert at_the_top(module_of(data, {"tied": True}), last, train)[1] is train
+    assert at_the_top(module_of(data, memory={"slots": 64, "width": 8, "neighbours": 4}), last, train)[1] is train
 
 
 class Losses(torch.nn.Module):

@@ -128,11 +128,18 @@ class Head(nn.Module):
         return sum(self._branch(branch, features_bfhw) for branch in self.branches)
 
     def _branch(self, branch: nn.ModuleDict, x_bfhw: Tensor) -> Tensor:
+        return branch["fc8"](self._before_last(branch, x_bfhw))
+
+    def _before_last(self, branch: nn.ModuleDict, x_bfhw: Tensor) -> Tensor:
         for name, layer in branch.items():
-            x_bfhw = layer(x_bfhw)
             if name != "fc8":
-                x_bfhw = self.dropout(x_bfhw.relu())
+                x_bfhw = self.dropout(layer(x_bfhw).relu())
         return x_bfhw
+
+    def before_last(self, features_bfhw: Tensor) -> Tensor:
+        """What fc8 of the only branch sees."""
+        (branch,) = self.branches
+        return self._before_last(branch, features_bfhw)
 
     def new_layers(self) -> list[nn.Module]:
         """What learns ten times as fast as the backbone."""

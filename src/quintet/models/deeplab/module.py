@@ -3,8 +3,9 @@
 Legend: B images, C classes, H x W pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from quintet.models.deeplab.groups import decayed_names, l2_term, parameter_grou
 from quintet.models.deeplab.heads import NetworkConfig
 from quintet.models.deeplab.multi_scale import IGNORE, fuse, resize, summed_losses
 from quintet.models.deeplab.network import DeepLab
+from quintet.models.deeplab.top import LAST, top_of
+from quintet.models.influence.softmax_top import SoftmaxTop, TopBatch, is_layer
 from quintet.models.optimizer import OptimizerConfig, build_optimizer, from_mapping
 from quintet.models.plain import plain, refuse_other_weights
 from quintet.models.ranks import over_ranks
@@ -97,17 +100,26 @@ class DeepLabModule(LightningModule):
 
     def example_losses(self, batch: SegmentationBatch) -> Tensor:
         """Loss (B,) of every example, without the L2 term."""
-        return summed_losses(*self._on_grid(batch))
+        images, labels = self.on_grid(batch)
+        return summed_losses(self.network.pyramid(images), labels)
 
-    def _on_grid(self, batch: SegmentationBatch) -> tuple[list[Tensor], Tensor]:
-        """Scores of each scale, and the labels, of the batch grown to where scores lie on pixels."""
+    def on_grid(self, batch: SegmentationBatch) -> tuple[Tensor, Tensor]:
+        """Images and labels, grown to where scores lie on pixels."""
         images, (height, width) = self.network.padded(batch.images), batch.labels.shape[-2:]
         down, right = images.shape[-2] - height, images.shape[-1] - width
-        return self.network.pyramid(images), nnf.pad(batch.labels, (0, right, 0, down), value=IGNORE)
+        return images, nnf.pad(batch.labels, (0, right, 0, down), value=IGNORE)
 
     def regularisation(self) -> Tensor:
         """The L2 term of the loss, of what is trained."""
         return l2_term(self.network, self.decayed, self.weight_decay)
+
+    def top(self, names: Sequence[str]) -> tuple[SoftmaxTop, Callable[[SegmentationBatch], TopBatch]] | None:
+        """The classifier by itself and what it sees of a batch, if `names` are all of it: one branch, at one scale."""
+        head, scales = self.network.head, self.hparams["network"]["scales"]
+        if len(head.branches) > 1 or head.linear or len(scales) > 1 or not is_layer(self, names, LAST):
+            return None
+        decayed = LAST.removeprefix("network.") + ".weight" in self.decayed
+        return SoftmaxTop(self, LAST, self.weight_decay if decayed else 0.0), partial(top_of, self)
 
     # training and evaluation
 
@@ -124,7 +136,8 @@ class DeepLabModule(LightningModule):
 
     def _evaluate(self, batch: SegmentationBatch, stage: str) -> None:
         """At full resolution; what is padded has label 255 and counts nowhere."""
-        scores, labels = self._on_grid(batch)
+        images, labels = self.on_grid(batch)
+        scores = self.network.pyramid(images)
         self.losses[stage].update(summed_losses(scores, labels))
         self.iou[stage].update(resize(fuse(scores), labels.shape[-2:]).argmax(1), labels)
 

@@ -40,6 +40,10 @@ class DeepLab(nn.Module):
     def forward(self, images_bchw: Tensor) -> Tensor:
         return fuse(self.pyramid(images_bchw))
 
+    def before_last(self, images_bchw: Tensor) -> Tensor:
+        """What the last layer sees, (B, F, h, w), of a network with one branch and scale."""
+        return self.head.before_last(self.backbone(images_bchw))
+
     def missing(self, side: int) -> int:
         """Pixels from a side to the next one on the grid."""
         return ceil((side - 1) / self.grid) * self.grid + 1 - side

@@ -3,8 +3,9 @@
 Legend: I images, B captions, T words read, N real words of the batch, F features, H hidden width, V words.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn import functional as nnf
 from quintet.data.batches import CaptionBatch
 from quintet.data.special_ids import EOS
 from quintet.errors import UserError
+from quintet.models.influence.softmax_top import SoftmaxTop, TopBatch, is_layer
 from quintet.models.optimizer import OptimizerConfig, build_optimizer, from_mapping
 from quintet.models.plain import plain, refuse_other_weights, start_from
 from quintet.models.ranks import batch_mean, over_ranks
@@ -25,6 +27,7 @@ from quintet.models.show_and_tell.decoding import DecoderSpeaker, DecodingConfig
 from quintet.models.show_and_tell.encoder import Encoder, EncoderConfig
 from quintet.models.show_and_tell.network import Decoder, NetworkConfig, Standardise
 from quintet.models.show_and_tell.scheduled_sampling import ScheduledSampling, sampled_outputs
+from quintet.models.show_and_tell.top import LAST, top_of
 
 MEASURED = 2000  # training images, spread over the split, that features are standardised by
 
@@ -126,8 +129,7 @@ class ShowAndTellModule(Captioner):
             top_bth = sampled_outputs(self.network, features_if, read_bt, batch.image_row, truth)
         else:
             top_bth = self.network(features_if, read_bt, batch.image_row)
-        position = torch.arange(1, batch.words.shape[1], device=batch.words.device)
-        real_bt = position < batch.lengths[:, None]
+        real_bt = batch.real
         return top_bth[real_bt], batch.words[:, 1:][real_bt], real_bt.nonzero()[:, 0]
 
     def nats(self, batch: CaptionBatch) -> Tensor:
@@ -138,6 +140,12 @@ class ShowAndTellModule(Captioner):
     def example_losses(self, batch: CaptionBatch) -> Tensor:
         """Training loss (B,) of every caption: nats, and the memory's loss, over the mean caption length."""
         return self._losses(batch)[0]
+
+    def top(self, names: Sequence[str]) -> tuple[SoftmaxTop, Callable[[CaptionBatch], TopBatch]] | None:
+        """The layer of words by itself and what it sees of a batch, if `names` are all of it; not with a memory."""
+        if self.tokens is not None or self.network.config.tied or not is_layer(self, names, LAST):
+            return None
+        return SoftmaxTop(self, LAST), partial(top_of, self)
 
     def _losses(self, batch: CaptionBatch, truth: float = 1.0) -> tuple[Tensor, tuple | None]:
         """Losses (B,), and what the memory is to be told afterwards."""

@@ -4,6 +4,7 @@ Legend: B batch, L window = context + C, C predicted samples, Q mu-law classes, 
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from lightning import LightningModule
@@ -15,12 +16,13 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from quintet.data.batches import AudioBatch
 from quintet.errors import UserError
+from quintet.models.influence.softmax_top import SoftmaxTop, TopBatch, is_layer
 from quintet.models.optimizer import OptimizerConfig, build_optimizer, from_mapping
 from quintet.models.plain import check_facts, plain, refuse_other_weights
 from quintet.models.ranks import over_ranks
 from quintet.models.wavenet.metrics import NATS_PER_BIT, SampleNats
 from quintet.models.wavenet.network import WaveNet, WaveNetConfig, describe_receptive_field
-from quintet.models.wavenet.top import LAST, TopBatch, WaveNetTop, top_of
+from quintet.models.wavenet.top import LAST, top_of
 
 CONDITIONS = ("speaker", "tags", "local")
 
@@ -106,11 +108,11 @@ class WaveNetModule(LightningModule):
         """Nats per real target of every example (B,); with recognition plus the weighted frame loss (section 3.4)."""
         return self._losses(batch)[0]
 
-    def top(self, names: Sequence[str]) -> tuple[WaveNetTop, Callable[[AudioBatch], TopBatch]] | None:
+    def top(self, names: Sequence[str]) -> tuple[SoftmaxTop, Callable[[AudioBatch], TopBatch]] | None:
         """The last layer by itself and what it sees of a batch, if `names` are all of that layer."""
-        if self.recognises or not all(name.startswith(f"network.head.{LAST}.") for name in names):
+        if self.recognises or not is_layer(self, names, f"network.head.{LAST}"):
             return None
-        return WaveNetTop(self), lambda batch: top_of(self, batch)
+        return SoftmaxTop(self, f"network.head.{LAST}"), partial(top_of, self)
 
     def training_step(self, batch: AudioBatch, batch_idx: int) -> Tensor:
         loss = self.example_losses(batch).mean()
