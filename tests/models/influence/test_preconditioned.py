@@ -46,7 +46,7 @@ def test_a_resumed_run_is_the_same(tmp_path):
 
 
 def test_refusals():
-    with pytest.raises(UserError, match="use one of none, ekfac, gauss_newton"):
+    with pytest.raises(UserError, match="use one of none, ekfac, gauss_newton, hessian"):
         FitConfig(preconditioner="kfac")
     with pytest.raises(UserError, match=r"model\.optimizer\.name=lbfgs"):
         FitConfig(name="adam", preconditioner="ekfac")

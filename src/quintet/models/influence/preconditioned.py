@@ -2,8 +2,8 @@
 
 A network's loss bends by orders of magnitude more in some directions than in others, and L-BFGS learns that a pair of
 steps at a time. With theta = theta_0 + R z, where M^-1 = R R^T and M is near the Hessian at theta_0, it starts with it.
-M is `ekfac`, the Kronecker-factored curvature, or `gauss_newton`, dense: dearer, and worth it near a minimum, as for
-retraining; far from one it took that CNN no further an iteration.
+M is `ekfac`, the Kronecker-factored curvature; `gauss_newton`, dense and dearer; or `hessian`, with the signs of its
+eigenvalues dropped, the dearest: it takes a network the last part of the way, and retrains it around a minimum.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from quintet.models.influence.absolute_hessian import AbsoluteHessian
 from quintet.models.influence.examples import Examples
 from quintet.models.influence.gauss_newton import GaussNewton
 from quintet.models.influence.linear_risk import make_risk
@@ -20,7 +21,7 @@ from quintet.models.influence.risk import EmpiricalRisk
 from quintet.models.influence.solvers.ekfac import curvature_of
 from quintet.models.influence.solvers.interface import Root
 
-NAMES = ("none", "ekfac", "gauss_newton")
+NAMES = ("none", "ekfac", "gauss_newton", "hessian")
 FLOOR = 1e-6  # ekfac: eigenvalues below this part of a layer's largest count as that much
 
 
@@ -96,7 +97,8 @@ def root_of(risk: EmpiricalRisk, name: str, seed: int = 0) -> Root | None:
     """M at the risk's parameters, by one of NAMES; seed: of the labels that ekfac draws."""
     if name == "none":
         return None
-    return GaussNewton(risk) if name == "gauss_newton" else curvature_of(risk, 0.0, seed, FLOOR)
+    dense = {"gauss_newton": GaussNewton, "hessian": AbsoluteHessian}
+    return dense[name](risk) if name in dense else curvature_of(risk, 0.0, seed, FLOOR)
 
 
 def curvature_during_training(module: nn.Module, datamodule: Any, name: str, step: int,

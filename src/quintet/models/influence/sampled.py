@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 POSITIONS = 16384  # drawn for a softmax layer's Hessian, which is taken whole
-DENSE = 12_000  # parameters above which it is not
+DENSE = 20_000  # parameters above which it is not: the whole of WaveNet's last layer is 16,640
 EXAMPLES = 8192  # m; all of them where there are no more
 COARSE = 2560  # at most C * r
 LEADING = 0.1  # features whose mean curvature is above that part of the ridge lead

@@ -1,0 +1,85 @@
+"""The Hessian without its signs: against an eigendecomposition, and as coordinates for training and retraining."""
+
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+from small_models import dense
+from tables import classifier, fit, pictures
+
+from quintet.errors import UserError
+from quintet.models.influence import absolute_hessian
+from quintet.models.influence.absolute_hessian import AbsoluteHessian
+from quintet.models.influence.examples import Examples, rows_of
+from quintet.models.influence.linear_risk import make_risk
+from quintet.models.influence.retrain import RetrainConfig, leave_one_out
+from quintet.models.influence.risk import EmpiricalRisk
+
+CNN = {"kind": "all_cnn", "channels": [3, 3], "strides": [1, 2]}
+SETTINGS = {"max_iter": 10, "preconditioner": "hessian", "tolerance_grad": 1e-7}
+L2 = {"l2": 0.005, "decay_bias": True}
+
+
+@pytest.fixture(scope="module")
+def data():
+    return pictures(rows=40)
+
+
+def doubled(data):
+    batch = data.batch()
+    return batch._replace(inputs=batch.inputs.double())
+
+
+@pytest.fixture(scope="module")
+def network(data):
+    module = classifier(data, SETTINGS, CNN, **L2)
+    trainer = fit(module, data, max_epochs=40)
+    return module, trainer
+
+
+def test_the_root_inverts_the_hessian_without_its_signs(data):
+    """At random weights, where the Hessian is indefinite."""
+    module = classifier(data, SETTINGS, CNN, **L2)
+    with torch.no_grad():
+        for part in module.parameters():
+            part.mul_(2)
+    root = AbsoluteHessian(make_risk(module, Examples(data, "train")))
+    _, hessian = dense(module, doubled(data))
+    values, vectors = np.linalg.eigh(hessian.numpy())
+    assert values[0] < -0.01 < 0.01 < values[-1]
+    torch.testing.assert_close(root.eigenvalues, torch.from_numpy(values), rtol=1e-6, atol=1e-9)
+    size = np.maximum(np.abs(values), absolute_hessian.FLOOR * np.abs(values).max())
+    vector = torch.randn(2, len(values), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    wanted = torch.from_numpy((vectors / size) @ vectors.T)
+    torch.testing.assert_close(root.root(root.root_transposed(vector)), vector @ wanted, rtol=1e-6, atol=1e-8)
+
+
+def test_it_trains_to_a_minimum(data, network):
+    module, trainer = network
+    gradient, hessian = dense(module, doubled(data))
+    assert gradient.norm() < 1e-6 and torch.linalg.eigvalsh(hessian)[0] > 0
+    other = classifier(data, {**SETTINGS, "preconditioner": "none"}, CNN, **L2)
+    slope = fit(other, data, max_epochs=trainer.global_step).callback_metrics["train/gradient_norm"]
+    assert slope > 100 * trainer.callback_metrics["train/gradient_norm"]
+
+
+def test_retraining_takes_a_few_iterations(data, network):
+    module, _ = network
+    train, queries, removals = Examples(data, "train"), Examples(data, "test", [0, 1]), [2, 5]
+    config = RetrainConfig(tolerance=1e-7, max_iterations=100, preconditioner="hessian")
+    found = leave_one_out(module, train, queries, removals, config=config, keep_params=True)
+    assert found.residual.max() <= 1e-7 and found.iterations.max() < 20
+    batch = doubled(data)
+    for k, row in enumerate(removals):
+        there = deepcopy(module)
+        torch.nn.utils.vector_to_parameters(found.params[k], there.parameters())
+        gradient, hessian = dense(there, rows_of(batch, torch.arange(40) != row))
+        assert gradient.norm() < 1e-6 and torch.linalg.eigvalsh(hessian)[0] > 0
+        assert (there.example_losses(batch) - module.example_losses(batch))[row] > 0
+
+
+def test_a_large_network_is_refused(data, monkeypatch):
+    monkeypatch.setattr(absolute_hessian, "MAX_PARAMS", 100)
+    with pytest.raises(UserError, match=r"for 100 parameters at most, not \d+: use ekfac"):
+        AbsoluteHessian(EmpiricalRisk(classifier(data, SETTINGS, CNN, **L2), Examples(data, "train")))
