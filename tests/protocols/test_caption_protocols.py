@@ -77,7 +77,7 @@ def test_caption_metrics_by_the_command(run, loaded):
     for beam, ending in ((1, "greedy"), (4, "beam4")):
         wanted = scores([captions[0].text for captions in module.generate(batch, beam)], references)
         assert {n: values[f"caption_metrics/{n}_{ending}"] for n in NAMES} == pytest.approx(wanted, abs=1e-12)
-    assert (run / CaptionMetrics.picture).is_file() and (run / "eval/caption_metrics/result.json").is_file()
+    assert (run / "eval" / CaptionMetrics.picture).is_file() and (run / "eval/caption_metrics/result.json").is_file()
 
 
 def test_files_and_numbers_of_the_sweep(loaded, tmp_path):

@@ -239,7 +239,7 @@ def test_the_command_line(monkeypatch, run, capsys):
     assert evaluated(monkeypatch, run) == 0
     out = capsys.readouterr().out
     assert "domain_mismatch/group_train " in out and "0.642617" in out  # ours beside the authors'
-    assert (run / DomainMismatch.picture).is_file()
+    assert (run / "eval" / DomainMismatch.picture).is_file()
     assert evaluated(monkeypatch, run, "protocol.feature='insulin=Up'", "protocol.query=3") == 0
     request = compose.compose_checked("eval", [f"run={run}", "protocol=domain_mismatch"])
     assert request.protocol.solver._target_.endswith("Direct")

@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 from sklearn.linear_model import LogisticRegression
 
-from quintet.app import cli, compose
+from quintet.app import cli, compose, evaluate
 from quintet.app.build import build
 from quintet.app.evaluate import find_checkpoint, load_module
 from quintet.app.fit import fit
@@ -242,12 +242,22 @@ def test_the_command_line_and_its_solvers(monkeypatch, run, capsys):
     folder = run / "eval" / "mislabelled"
     assert len(list(folder.glob("refits_*.csv"))) == 3
     assert all((folder / name).is_file() for name in ("curves.csv", "paired.csv", "result.json"))
-    assert (run / Mislabelled.picture).is_file()
+    assert (run / "eval" / Mislabelled.picture).is_file()
     direct = compose.compose_checked("eval", [f"run={run}", "protocol=mislabelled"])
     assert direct.protocol.solver._target_.endswith("Direct")
     assert compose.compose_checked("eval", [f"run={run}", "protocol=explain"]).protocol.solver._target_.endswith(
         "ConjugateGradient"
     )
+
+
+def test_a_published_evaluation_has_its_plot(monkeypatch, run, tmp_path):
+    """Also explain's, which says only when it has run whether there is one."""
+    monkeypatch.setattr(evaluate, "RESULTS_DIR", tmp_path)
+    command = ["eval.py", f"run={run}", "protocol=explain", "protocol.queries=2", "publish=x", "trainer=cpu"]
+    monkeypatch.setattr("sys.argv", [*command, "trainer.enable_progress_bar=false"])
+    assert cli.eval_main() == 0
+    assert (tmp_path / "x.json").is_file()
+    assert (tmp_path / "x.png").read_bytes() == (run / "eval/explain/by_label.png").read_bytes()
 
 
 def test_another_kind_of_run_is_one_line(monkeypatch, tmp_path, capsys):

@@ -63,7 +63,7 @@ def _evaluate(cfg: DictConfig, request: DictConfig, checkpoints: list[Path], run
         return metrics
     report(cfg, request, metrics, folder, command, seconds)
     if request.publish and getattr(protocol, "picture", None):
-        shutil.copyfile(run_dir / protocol.picture, RESULTS_DIR / f"{request.publish}.png")
+        shutil.copyfile(folder.parent / protocol.picture, RESULTS_DIR / f"{request.publish}.png")
     return metrics
 
 

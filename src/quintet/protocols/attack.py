@@ -55,7 +55,7 @@ class Attack:
     attack/queries, and a second call, also with more queries, goes on from it.
     """
 
-    picture = "eval/attack/margins.png"  # the other one shows photographs
+    picture = "attack/margins.png"  # the other one shows photographs
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ class CaptionMetrics:
     Writes caption_metrics/beams.csv, captions.csv (the text of each image at each beam) and beams.png.
     """
 
-    picture = "eval/caption_metrics/beams.png"
+    picture = "caption_metrics/beams.png"
 
     def __init__(self, split: str = "test", beam_sizes: Sequence[int] = tuple(range(1, 21)),
                  report: Sequence[int] = (1, 3, 20), count: int | None = None,

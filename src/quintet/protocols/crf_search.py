@@ -34,7 +34,7 @@ class CrfSearch(SegmentationProtocol):
     crf_search.md, crf_search.png, settings_<key>.csv (what a second call goes on from).
     """
 
-    picture = "eval/crf_search/crf_search.png"
+    picture = "crf_search/crf_search.png"
 
     def __init__(self, w1: Sequence[float] = (3, 4, 5, 6), sa: Sequence[float] = (30, 40, 50, 60, 70, 80, 90, 100),
                  sb: Sequence[float] = (3, 4, 5, 6), search: str = "coarse_to_fine", max_minutes: float | None = None,

@@ -36,7 +36,7 @@ class DomainMismatch:
     Writes under <run_dir>/domain_mismatch: influence.csv, scores.npz and domain_mismatch.png.
     """
 
-    picture = "eval/domain_mismatch/domain_mismatch.png"
+    picture = "domain_mismatch/domain_mismatch.png"
 
     def __init__(self, solver: Solver, feature: str, value: float = 1.0, query: int | None = None, split: str = "test",
                  params: str | list[str] = "*", batch_size: int | None = None) -> None:  # fmt: skip

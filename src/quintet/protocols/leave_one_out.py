@@ -45,7 +45,7 @@ class LeaveOneOut:
     Writes leave_one_out/removals.csv and scatter.png under `run_dir`; what is finished is kept in leave_one_out/cache.
     """
 
-    picture = "eval/leave_one_out/scatter.png"
+    picture = "leave_one_out/scatter.png"
 
     def __init__(
         self,

@@ -41,7 +41,7 @@ class Mislabelled:
     goes on from there, also to more seeds), curves.csv, paired.csv and mislabelled.png.
     """
 
-    picture = "eval/mislabelled/mislabelled.png"
+    picture = "mislabelled/mislabelled.png"
 
     def __init__(self, solver: Solver, flip: float = 0.1, fractions: Sequence[float] = (0, 0.05, 0.1, 0.2, 0.3),
                  seeds: int = 40, shown: Sequence[float] = (0.1, 0.2, 0.3), tolerance: float = 1e-8,

@@ -41,7 +41,7 @@ class Trimap(SegmentationProtocol):
     Writes trimap/trimap.csv and trimap.png under `run_dir`.
     """
 
-    picture = "eval/trimap/trimap.png"
+    picture = "trimap/trimap.png"
 
     def __init__(self, largest: int = 40, others: Sequence[str] = (), **options) -> None:
         super().__init__(**options)

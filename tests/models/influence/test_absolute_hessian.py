@@ -55,6 +55,14 @@ def test_the_root_inverts_the_hessian_without_its_signs(data):
     torch.testing.assert_close(root.root(root.root_transposed(vector)), vector @ wanted, rtol=1e-6, atol=1e-8)
 
 
+def test_some_examples_stand_for_all(data, monkeypatch):
+    module = classifier(data, SETTINGS, CNN, **L2)
+    monkeypatch.setattr(absolute_hessian, "EXAMPLES", 15)  # of 40: every third
+    root = AbsoluteHessian(make_risk(module, Examples(data, "train")))
+    _, hessian = dense(module, rows_of(doubled(data), torch.arange(0, 40, 3)))
+    torch.testing.assert_close(root.eigenvalues, torch.linalg.eigvalsh(hessian), rtol=1e-6, atol=1e-9)
+
+
 def test_it_trains_to_a_minimum(data, network):
     module, trainer = network
     gradient, hessian = dense(module, doubled(data))
