@@ -50,6 +50,10 @@ def test_every_derivative_is_that_of_torch(name, dtype):
     near(gauss_newton(compiled), gauss_newton(plain), dtype)
     batch = plain.read(plain.train, slice(1, 18))
     near(compiled.example_gradients(batch), plain.example_gradients(batch), dtype)
+    for weight_b in (None, torch.rand(17, dtype=plain.dtype)):
+        found, wanted = (risk.sum_and_gradient(plain.theta, batch, weight_b) for risk in (compiled, plain))
+        assert found[0] == pytest.approx(wanted[0], rel=ROUNDING[dtype])
+        near(found[1], wanted[1], dtype)
     near(compiled.directional(batch, vectors_kp), plain.directional(batch, vectors_kp), dtype)
     rows = [torch.cat(list(parts)) for parts in (compiled.curvature_rows(batch), plain.curvature_rows(batch))]
     near(rows[0].T @ rows[0], rows[1].T @ rows[1], dtype)

@@ -33,8 +33,9 @@ class CompiledRisk(EmpiricalRisk):
             self._mode = CompiledMode(network_of(self.module))
         return self._mode
 
-    def sum_and_gradient(self, theta_p: Tensor, batch: Any) -> tuple[float, Tensor]:
-        value, gradient_p = self.mode.network.gradient(theta_p.detach().numpy(), self.mode.blocks(batch))
+    def sum_and_gradient(self, theta_p: Tensor, batch: Any, weight_b: Tensor | None = None) -> tuple[float, Tensor]:
+        weight_n = None if weight_b is None else weight_b.numpy()
+        value, gradient_p = self.mode.network.gradient(theta_p.detach().numpy(), self.mode.blocks(batch), weight_n)
         return value, torch.from_numpy(gradient_p).to(theta_p)
 
     def curvature_rows(self, batch: Any) -> Iterator[Tensor]:

@@ -99,18 +99,15 @@ class Adam:
             weight_kb = (rows_b != left_k1) * len(risk.train) / count_k1 / len(rows_b)
             batch = risk.read(risk.train, rows_b)
             optimizer.zero_grad()
-            with plain_kernels(risk):
-                (weight_kb.to(risk.device) * _losses(risk, theta_kp, batch)).sum().backward()
-                sum(risk.penalty(theta) for theta in theta_kp).backward()
+            sum(risk.penalty(theta) for theta in theta_kp).backward()
+            if len(removals) == 1:
+                theta_kp.grad += risk.sum_and_gradient(theta_kp[0], batch, weight_kb[0])[1]
+            else:
+                with plain_kernels(risk):
+                    losses_kb = vmap(lambda theta, batch=batch: risk.losses(theta, batch))(theta_kp)
+                    (weight_kb.to(risk.device) * losses_kb).sum().backward()
             optimizer.step()
         return theta_kp.detach()
-
-
-def _losses(risk: EmpiricalRisk, theta_kp: Tensor, batch: Any) -> Tensor:
-    """(K, B)."""
-    if len(theta_kp) == 1:
-        return risk.losses(theta_kp[0], batch)[None]
-    return vmap(lambda theta: risk.losses(theta, batch))(theta_kp)
 
 
 def batch_order(count: int, size: int, steps: int, seed: int) -> Iterator[Tensor]:

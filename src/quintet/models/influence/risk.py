@@ -89,12 +89,16 @@ class EmpiricalRisk:
         """L without its L2 term at any parameters, (B,)."""
         return self._at(theta_p, "example_losses", batch)
 
-    def sum_and_gradient(self, theta_p: Tensor, batch: Any) -> tuple[float, Tensor]:
-        """Sum of a batch's losses, without their L2 term, at any parameters, and its gradient (p,)."""
+    def sum_and_gradient(self, theta_p: Tensor, batch: Any, weight_b: Tensor | None = None) -> tuple[float, Tensor]:
+        """Sum of a batch's losses, without their L2 term, at any parameters, and its gradient (p,).
+
+        weight_b: how much each example counts, 1 by default.
+        """
         theta = theta_p.detach().requires_grad_()
         # cuDNN's recurrent kernels have no backward pass in eval mode
         with torch.enable_grad(), torch.backends.cudnn.flags(enabled=not has_recurrence(self.module)):
-            total = self.losses(theta, batch).sum()
+            losses_b = self.losses(theta, batch)
+            total = losses_b.sum() if weight_b is None else losses_b @ weight_b.to(losses_b)
             return float(total.detach()), torch.autograd.grad(total, theta)[0]
 
     def curvature_rows(self, batch: Any) -> Iterator[Tensor]:
