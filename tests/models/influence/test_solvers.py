@@ -10,6 +10,7 @@ from quintet.models.influence import kronecker
 from quintet.models.influence.kronecker import fit_factors
 from quintet.models.influence.linear_risk import make_risk
 from quintet.models.influence.risk import EmpiricalRisk
+from quintet.models.influence.solvers import cg
 from quintet.models.influence.solvers.arnoldi import Arnoldi
 from quintet.models.influence.solvers.cg import ConjugateGradient
 from quintet.models.influence.solvers.direct import Direct
@@ -78,6 +79,15 @@ def test_cg_stops_at_its_tolerance_and_solving_together_takes_fewer_products(pro
     assert rough.iterations < fine.iterations and fine.relative_residual.max() < 2e-9 < rough.relative_residual.max()
     alone = ConjugateGradient(damping=0.1, tolerance=1e-9, preconditioner="none").solve(risk, vectors[:1])
     assert fine.iterations < alone.iterations
+
+
+def test_long_conjugate_gradients_say_how_far_they_are(problem, monkeypatch, caplog):
+    risk, _ = problem
+    monkeypatch.setattr(cg, "TELL", 0.0)
+    with caplog.at_level("INFO"):
+        found = ConjugateGradient(tolerance=1e-6, preconditioner="none", damping=0.1).solve(risk, right(risk, 2))
+    told = [record.message for record in caplog.records if record.message.startswith("conjugate gradients: ")]
+    assert len(told) == found.iterations - 1 and told[0].startswith("conjugate gradients: 1 iterations, residual ")
 
 
 def test_lissa_matches_a_literal_loop_of_the_papers_code():

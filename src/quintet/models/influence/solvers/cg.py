@@ -4,6 +4,8 @@ The block form with a QR factorisation in each step (Dubrulle 2001, "BCGrQ") sha
 right-hand sides and stays stable when some of them have converged. One right-hand side is ordinary CG.
 """
 
+import logging
+import time
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +18,8 @@ from quintet.models.influence.sampled import SampledCurvature, SampledHessian
 from quintet.models.influence.solvers.ekfac import curvature_of
 from quintet.models.influence.solvers.interface import InverseHessian, Root, Solver, indefinite
 
+log = logging.getLogger(__name__)
+TELL = 60.0  # seconds between two lines that say how far it is
 PRECONDITIONERS = ("sampled", "ekfac", "gauss_newton", "none", "auto")
 
 
@@ -97,7 +101,7 @@ class Iterative(InverseHessian):
         norm_k = right_kp.norm(dim=1).clamp(min=1e-30)
         x_pk, direction_pk = torch.zeros_like(right_kp.T), basis_pk
         tolerance = max(self.settings.tolerance, 10 * torch.finfo(right_kp.dtype).eps)
-        iterations = 0
+        iterations, told = 0, time.monotonic()
         while iterations < self.settings.max_iterations:
             iterations += 1
             image_pk = self._times(direction_pk.T).T
@@ -109,8 +113,12 @@ class Iterative(InverseHessian):
             x_pk += direction_pk @ (step_kk @ size_kk)
             basis_pk, turn_kk = torch.linalg.qr(basis_pk - image_pk @ step_kk)
             size_kk = turn_kk @ size_kk
-            if bool((size_kk.norm(dim=0) <= tolerance * norm_k).all()):
+            left = float((size_kk.norm(dim=0) / norm_k).max())
+            if left <= tolerance:
                 break
+            if time.monotonic() - told >= TELL:
+                told = time.monotonic()
+                log.info("conjugate gradients: %d iterations, residual %.2g, wanted %.2g", iterations, left, tolerance)
             direction_pk = basis_pk + direction_pk @ turn_kk.T
         return x_pk.T.contiguous(), iterations
 
