@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from scipy.optimize import minimize
 from scipy.special import softmax
@@ -24,6 +25,7 @@ from quintet.models.influence.solvers.cg import ConjugateGradient
 from quintet.models.influence.solvers.direct import Direct
 from quintet.protocols import leave_one_out
 from quintet.protocols.leave_one_out import LeaveOneOut
+from quintet.protocols.scatter import Cloud, draw_clouds
 
 L2 = 0.01
 SVM_L2 = 0.5  # so strong that not all support vectors lie on the margin
@@ -299,3 +301,19 @@ def test_mistakes_are_one_line(monkeypatch, run, capsys, argument, message):
         cli.eval_main()
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and message in lines[0]
+
+
+@pytest.mark.parametrize("panels", [1, 3])
+def test_a_headline_is_no_wider_than_its_figure(tmp_path, monkeypatch, panels):
+    drawn, save = [], Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda figure, *rest, **more: drawn.append(figure) or save(figure, *rest, **more)
+    )
+    points = np.arange(5.0)
+    cloud = Cloud("cg", points, points, "", "x", "y")
+    headline = "loss of test example 8 (5) without each of 100 training examples, one at a time"
+    draw_clouds(tmp_path / "a.png", [[cloud] * panels], [points > 2], ("a", "b"), headline)
+    [figure] = drawn
+    assert figure.get_suptitle().replace("\n", " ") == headline
+    figure.canvas.draw()  # at the figure's own resolution, not that of the file
+    assert figure._suptitle.get_window_extent().width < figure.bbox.width

@@ -1,5 +1,6 @@
 """Clouds of points with what they should be: agreement of two accounts of the same numbers, panel by panel."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 SAME, OTHER = "#2166ac", "#d6604d"
 COMPARABLE = 3.0  # both axes get the same limits unless the spreads differ by more
+LETTERS = 12  # of a headline for an inch
 
 
 class Cloud(NamedTuple):
@@ -39,7 +41,7 @@ def draw_clouds(path: Path, rows: Sequence[Sequence[Cloud]], same: Sequence[NDAr
             axis.set_axis_off()
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    figure.suptitle(headline, fontsize=10)
+    figure.suptitle(_broken(headline, figure.get_figwidth()), fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     return path
@@ -65,7 +67,7 @@ def draw_row(path: Path, row: Sequence[Cloud], same: NDArray, names: tuple[str, 
         axis.set_title(title, fontsize=8.5)
         axis.set_axis_off()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    figure.suptitle(headline, fontsize=10)
+    figure.suptitle(_broken(headline, figure.get_figwidth()), fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     return path
@@ -127,3 +129,8 @@ def _correlation(x: NDArray, y: NDArray) -> float:
     x, y = x - x.mean(), y - y.mean()
     size = np.linalg.norm(x) * np.linalg.norm(y)
     return float(x @ y / size) if size else float("nan")
+
+
+def _broken(headline: str, inches: float) -> str:
+    """The headline in lines that a figure so wide has room for."""
+    return textwrap.fill(headline, max(20, int(LETTERS * inches)))
