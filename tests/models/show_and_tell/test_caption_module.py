@@ -14,6 +14,7 @@ from quintet.errors import UserError
 from quintet.models.influence.examples import Examples
 from quintet.models.influence.influence import influence
 from quintet.models.influence.linear_risk import make_risk
+from quintet.models.influence.risk import weight_decay
 from quintet.models.influence.softmax_risk import SoftmaxRisk
 from quintet.models.influence.solvers.direct import Direct
 from quintet.models.influence.top import at_the_top
@@ -332,6 +333,15 @@ def test_the_layer_of_words_by_itself_gives_the_scores_of_the_whole_network(data
     whole = influence(module, train, queries, params=last, solver=Direct(damping=0.1))
     for name in ("delta_test_loss_if_removed", "query_losses", "train_losses", "s_test"):
         torch.testing.assert_close(getattr(found, name), getattr(whole, name), rtol=1e-3, atol=1e-6)
+
+
+def test_influence_counts_the_weight_decay_of_the_stage_that_the_weights_come_from(data):
+    decays = {"optimizer": ADAM | {"weight_decay": 0.1}, "finetune": ADAM | {"weight_decay": 0.3}}
+    module = module_of(data, **decays)
+    assert weight_decay(module) == 0.1
+    assert weight_decay(at_the_top(module, "network.output.*", Examples(data, "train"))[0]) == 0.1
+    module.start_joint_training()
+    assert weight_decay(module) == 0.3
 
 
 def test_what_is_no_softmax_at_the_top_needs_the_whole_captioner(data):

@@ -29,9 +29,9 @@ class FitConfig(OptimizerConfig):
     lbfgs: L-BFGS on the whole training split; an optimiser step is up to `max_iter` iterations, and training ends when
     no entry of the gradient is above `tolerance_grad`. Logistic regression of two classes, in float64 and with an L2
     term, is finished by Newton's method (newton.py) where that leaves it short: badly scaled columns, as hospital data
-    have, bring L-BFGS to a halt. preconditioner: for a network, `ekfac`, or `gauss_newton` or
-    `hessian` for a small one (preconditioned.py). project_top: the last layer of a network stays at its own minimum,
-    L-BFGS moves the rest (projection.py). exact_hinge: the SVM's minimum in one step (svm.py).
+    have, bring L-BFGS to a halt. preconditioner: for a network, `ekfac`, or for a small one `gauss_newton` or `hessian`
+    (preconditioned.py). project_top: the last layer of a network stays at its own minimum, L-BFGS moves the rest
+    (projection.py). exact_hinge: the SVM's minimum in one step (svm.py).
     """
 
     names = ("lbfgs", "exact_hinge", "adam", "sgd")

@@ -177,6 +177,11 @@ class ShowAndTellModule(Captioner):
         return loss
 
     @property
+    def optimizer_config(self) -> OptimizerConfig:
+        """That of the stage the weights come from: influence functions count its weight decay."""
+        return self.optimizer_configs["finetune" if bool(self.encoder.trained) else "optimizer"]
+
+    @property
     def joint(self) -> bool:
         """Stage 2: the encoder learns too."""
         return not self.encoder.frozen
