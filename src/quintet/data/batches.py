@@ -47,6 +47,11 @@ class SequencePairBatch(NamedTuple):
     target_length: Tensor  # (B,) int64, bos and eos included
     index: Tensor  # (B,) int64 row of the pair in its split
 
+    @property
+    def real(self) -> Tensor:
+        """(B, T - 1) where `target[:, 1:]` has a token or eos to predict, and no padding."""
+        return _to_predict(self.target, self.target_length)
+
 
 class ExampleBatch(NamedTuple):
     """Labelled examples, the z = (x, y) of Koh & Liang 2017; B examples.
@@ -92,8 +97,7 @@ class CaptionBatch(NamedTuple):
     @property
     def real(self) -> Tensor:
         """(B, T - 1) where `words[:, 1:]` has a word or eos to predict, and no padding."""
-        position = torch.arange(1, self.words.shape[1], device=self.words.device)
-        return position < self.lengths[:, None]
+        return _to_predict(self.words, self.lengths)
 
     def apart(self) -> "CaptionBatch":
         """The same captions, each with an image of its own: any rows of all parts are a batch again."""
@@ -102,3 +106,8 @@ class CaptionBatch(NamedTuple):
         return self._replace(
             images=images, features=features, image_row=rows, image_index=self.image_index[self.image_row]
         )
+
+
+def _to_predict(tokens_bt: Tensor, length_b: Tensor) -> Tensor:
+    """(B, T - 1) which tokens after the first are no padding."""
+    return torch.arange(1, tokens_bt.shape[1], device=tokens_bt.device) < length_b[:, None]

@@ -1,19 +1,16 @@
-"""The Hessian without its signs: against an eigendecomposition, and as coordinates for training and retraining."""
-
-from copy import deepcopy
+"""The Hessian without its signs, against an eigendecomposition; training with it is in test_gauss_newton.py."""
 
 import numpy as np
 import pytest
 import torch
 from small_models import dense
-from tables import classifier, fit, pictures
+from tables import classifier, pictures
 
 from quintet.errors import UserError
-from quintet.models.influence import absolute_hessian
+from quintet.models.influence import absolute_hessian, gauss_newton
 from quintet.models.influence.absolute_hessian import AbsoluteHessian
 from quintet.models.influence.examples import Examples, rows_of
 from quintet.models.influence.linear_risk import make_risk
-from quintet.models.influence.retrain import RetrainConfig, leave_one_out
 from quintet.models.influence.risk import EmpiricalRisk
 
 CNN = {"kind": "all_cnn", "channels": [3, 3], "strides": [1, 2]}
@@ -29,13 +26,6 @@ def data():
 def doubled(data):
     batch = data.batch()
     return batch._replace(inputs=batch.inputs.double())
-
-
-@pytest.fixture(scope="module")
-def network(data):
-    module = classifier(data, SETTINGS, CNN, **L2)
-    trainer = fit(module, data, max_epochs=40)
-    return module, trainer
 
 
 def test_the_root_inverts_the_hessian_without_its_signs(data):
@@ -63,31 +53,7 @@ def test_some_examples_stand_for_all(data, monkeypatch):
     torch.testing.assert_close(root.eigenvalues, torch.linalg.eigvalsh(hessian), rtol=1e-6, atol=1e-9)
 
 
-def test_it_trains_to_a_minimum(data, network):
-    module, trainer = network
-    gradient, hessian = dense(module, doubled(data))
-    assert gradient.norm() < 1e-6 and torch.linalg.eigvalsh(hessian)[0] > 0
-    other = classifier(data, {**SETTINGS, "preconditioner": "none"}, CNN, **L2)
-    slope = fit(other, data, max_epochs=trainer.global_step).callback_metrics["train/gradient_norm"]
-    assert slope > 100 * trainer.callback_metrics["train/gradient_norm"]
-
-
-def test_retraining_takes_a_few_iterations(data, network):
-    module, _ = network
-    train, queries, removals = Examples(data, "train"), Examples(data, "test", [0, 1]), [2, 5]
-    config = RetrainConfig(tolerance=1e-7, max_iterations=100, preconditioner="hessian")
-    found = leave_one_out(module, train, queries, removals, config=config, keep_params=True)
-    assert found.residual.max() <= 1e-7 and found.iterations.max() < 20
-    batch = doubled(data)
-    for k, row in enumerate(removals):
-        there = deepcopy(module)
-        torch.nn.utils.vector_to_parameters(found.params[k], there.parameters())
-        gradient, hessian = dense(there, rows_of(batch, torch.arange(40) != row))
-        assert gradient.norm() < 1e-6 and torch.linalg.eigvalsh(hessian)[0] > 0
-        assert (there.example_losses(batch) - module.example_losses(batch))[row] > 0
-
-
 def test_a_large_network_is_refused(data, monkeypatch):
-    monkeypatch.setattr(absolute_hessian, "MAX_PARAMS", 100)
-    with pytest.raises(UserError, match=r"for 100 parameters at most, not \d+: use ekfac"):
+    monkeypatch.setattr(gauss_newton, "MAX_PARAMS", 100)
+    with pytest.raises(UserError, match=r"preconditioner=hessian is for 100 parameters at most, not \d+: use ekfac"):
         AbsoluteHessian(EmpiricalRisk(classifier(data, SETTINGS, CNN, **L2), Examples(data, "train")))

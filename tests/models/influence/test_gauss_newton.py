@@ -1,4 +1,4 @@
-"""The Gauss-Newton matrix against Jacobians by autograd, and what it shortens: training, retraining, CG."""
+"""The Gauss-Newton matrix against Jacobians by autograd; what it and the Hessian shorten: training, retraining, CG."""
 
 from copy import deepcopy
 
@@ -21,11 +21,11 @@ NEWTON = {"max_iter": 10, "preconditioner": "gauss_newton", "tolerance_grad": 1e
 L2 = {"l2": 0.005, "decay_bias": True}  # all weights decay: it has a minimum
 
 
-@pytest.fixture(scope="module")
-def network():
-    """(data, a network at a minimum of its loss, what trained it)."""
+@pytest.fixture(scope="module", params=["gauss_newton", "hessian"])
+def network(request):
+    """(data, a network at a minimum of its loss, what trained it), in the coordinates of either dense matrix."""
     data = pictures(rows=40)
-    module = classifier(data, NEWTON, CNN, **L2)
+    module = classifier(data, {**NEWTON, "preconditioner": request.param}, CNN, **L2)
     trainer = fit(module, data, max_epochs=40)
     return data, module, trainer
 
@@ -103,7 +103,8 @@ def test_training_ends_at_a_minimum_that_kronecker_factors_are_still_far_from(ne
 def test_retraining_ends_at_a_minimum_without_the_example(network):
     data, module, _ = network
     train, queries, removals = Examples(data, "train"), Examples(data, "test", [0, 1]), [2, 5]
-    config = RetrainConfig(tolerance=1e-7, max_iterations=100, preconditioner="gauss_newton")
+    coordinates = module.optimizer_config.preconditioner
+    config = RetrainConfig(tolerance=1e-7, max_iterations=100, preconditioner=coordinates)
     found = leave_one_out(module, train, queries, removals, config=config, keep_params=True)
     assert found.residual.max() <= 1e-7
     batch = doubled(data)

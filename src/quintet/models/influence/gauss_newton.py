@@ -42,12 +42,17 @@ def gauss_newton(risk: EmpiricalRisk) -> Tensor:
             f"preconditioner=gauss_newton needs a classifier with chances(batch), which {type(risk.module).__name__} is"
             " not: use ekfac"
         )
-    if risk.num_params > MAX_PARAMS:
-        raise UserError(
-            f"preconditioner=gauss_newton is for {MAX_PARAMS:,} parameters at most, not {risk.num_params:,}: use ekfac"
-        )
+    check_size(risk, "gauss_newton")
     total = torch.zeros(risk.num_params, risk.num_params).to(risk.theta)
     for _, batch in risk.batches():
         for rows_bp in risk.curvature_rows(batch):
             total.addmm_(rows_bp.T, rows_bp)
     return risk.mean(total)
+
+
+def check_size(risk: EmpiricalRisk, name: str) -> None:
+    """UserError where a dense matrix of all parameters is too large."""
+    if risk.num_params > MAX_PARAMS:
+        raise UserError(
+            f"preconditioner={name} is for {MAX_PARAMS:,} parameters at most, not {risk.num_params:,}: use ekfac"
+        )

@@ -3,7 +3,7 @@
 A network's loss bends by orders of magnitude more in some directions than in others, and L-BFGS learns that a pair of
 steps at a time. With theta = theta_0 + R z, where M^-1 = R R^T and M is near the Hessian at theta_0, it starts with it.
 M is `ekfac`, the Kronecker-factored curvature; `gauss_newton`, dense and dearer; or `hessian`, with the signs of its
-eigenvalues dropped, the dearest: it takes a network the last part of the way, and retrains it around a minimum.
+eigenvalues dropped, the dearest: for the last part of the way to a minimum, and for retraining around one.
 """
 
 from collections.abc import Callable, Iterable

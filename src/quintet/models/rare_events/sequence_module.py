@@ -102,8 +102,7 @@ class SequenceModule(LightningModule):
     def positions(self, batch: SequencePairBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Query features (N, q), top outputs (N, D), true token (N,), pair (N,); padding is left out from here on."""
         top_btd, features_btq = self.network(batch.source, batch.source_length, batch.target[:, :-1])
-        position = torch.arange(1, batch.target.shape[1], device=batch.target.device)
-        real_bt = position < batch.target_length[:, None]
+        real_bt = batch.real
         return features_btq[real_bt], top_btd[real_bt], batch.target[:, 1:][real_bt], real_bt.nonzero()[:, 0]
 
     def outputs(self, batch: SequencePairBatch) -> Outputs:
