@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = Path(os.environ.get("QUINTET_RESULTS", REPOSITORY / "docs" / "results"))  # `make bench` has a folder a commit

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from _common import REPOSITORY
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 PACKAGES = "torch", "torchvision", "lightning.pytorch", "torchmetrics", "datasets", "scipy.sparse", "hydra"
 ROOMS = {

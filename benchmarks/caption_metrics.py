@@ -17,7 +17,7 @@ from pathlib import Path
 
 from _common import RESULTS, build_data, compose_training, one_line_errors, parser, print_table, row
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 REPEATS = 3
 POOR = ["", ".", "a", "a a a a a a a a", "A dog", "xyzzy", "the man the man the man", "a man in a red shirt"]

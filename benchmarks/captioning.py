@@ -24,8 +24,8 @@ from _common import one_line_errors, report, row
 from torch import Tensor
 from torch.nn import functional as nnf
 
+from quintet.common.errors import UserError
 from quintet.data.special_ids import BOS, EOS, PAD, UNKNOWN
-from quintet.errors import UserError
 
 MAX_LENGTH, SILENT = 20, [PAD, BOS, UNKNOWN]
 PEER = Path(__file__).with_name("captioning_peer.py")

@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 import torch
 
-import quintet  # noqa: F401  torchvision beside a CPU build of torch: see quintet.compat
+import quintet  # noqa: F401  torchvision beside a CPU build of torch: see quintet.common.compat
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ import torch
 from _common import one_line_errors, report, row
 from influence_peers import memory_mb
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.deeplab import crf_compiled, mean_field
 from quintet.models.deeplab.crf import Crf, CrfConfig, infer
 

@@ -28,7 +28,7 @@ from _common import RESULTS, one_line_errors, print_table, row
 from influence_accuracy import Accuracy, accuracy, memory, table
 from influence_cases import CASES, Candidate, Case
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.results import commit, write_result
 
 HERE = Path(__file__).parent

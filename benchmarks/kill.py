@@ -24,7 +24,7 @@ from _common import one_line_errors, parser, report, row
 from _forked import Life, warm_up
 from _same_runs import differences, last_checkpoint
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 COMMON = ["callbacks=quiet", "trainer=cpu", "trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1",
           "callbacks.last.every_n_steps=3"]  # fmt: skip

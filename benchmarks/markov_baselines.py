@@ -18,7 +18,7 @@ import numpy as np
 from _common import build_data, compose_training, data_name, one_line_errors, parser, report
 from numpy.typing import NDArray
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 # (name, strength): Witten-Bell with its escape count multiplied, or absolute discounting
 STRENGTHS = {"witten_bell": (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0), "discount": (0.3, 0.5, 0.7, 0.9)}

@@ -22,7 +22,7 @@ from _forked import Life, warm_up
 from _same_runs import rows
 from kill import CAPTIONS, COMMON, DEEPLAB, INFLUENCE, RARE, WAVENET
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 TOLERANCE = 1e-4  # a pixel between two equal scores may also change sides
 

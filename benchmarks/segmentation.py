@@ -28,8 +28,8 @@ from influence_peers import memory_mb
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
+from quintet.common.errors import UserError
 from quintet.data.batches import SegmentationBatch
-from quintet.errors import UserError
 from quintet.models.deeplab.atrous import to_output_stride
 from quintet.models.deeplab.module import DeepLabModule
 

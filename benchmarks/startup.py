@@ -18,7 +18,7 @@ from pathlib import Path
 
 from _common import REPOSITORY, build_data, build_module, compose_training, data_name, one_line_errors, parser, report
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 PARTS = ("config", "imports", "data", "build", "first step")
 NOTES = {

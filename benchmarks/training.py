@@ -31,7 +31,7 @@ from _common import (
 )
 from bare_steps import bare_step
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 
 def train_bare(cfg, steps: int, run_dir: Path) -> tuple[list[float], float]:

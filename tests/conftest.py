@@ -6,7 +6,7 @@ import pytest
 from harness import House
 from hypothesis import settings
 
-import quintet  # noqa: F401  before Lightning: see quintet.compat
+import quintet  # noqa: F401  before Lightning: see quintet.common.compat
 
 settings.register_profile("same_each_time", derandomize=True)  # a change fails by what it changes, not by chance
 settings.register_profile("new_each_time", derandomize=False)  # QUINTET_FUZZ: to find what is wrong by chance

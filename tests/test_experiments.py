@@ -15,7 +15,7 @@ from quintet.app import compose, config
 from quintet.app.evaluate import evaluate
 from quintet.app.fit import fit
 from quintet.callbacks.checkpoint import load_checkpoint
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 EXPERIMENTS = sorted((config.CONF / "experiment").glob("*.yaml"))
 QUICK = ["trainer=cpu", "callbacks=quiet", "trainer.enable_progress_bar=false", "trainer.precision=32-true"]

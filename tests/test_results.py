@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from quintet import results
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 ROWS = [
     {"metric": "test/bits", "value": 4.25, "unit": "bits/sample", "paper": None, "note": "a | b"},

@@ -1,6 +1,6 @@
 """Quintet: five landmark papers, one Lightning + Hydra harness."""
 
-from quintet import compat
+from quintet.common import compat
 
 __version__ = "0.1.0"
 

@@ -14,7 +14,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.machine import hardware, versions
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -8,13 +8,13 @@ RANK, PLACE, KIND = os.environ["FAIL"].split()
 
 
 def fail() -> None:
-    from quintet.errors import UserError
+    from quintet.common.errors import UserError
 
     raise (UserError if KIND == "user" else RuntimeError)(f"rank {RANK} has had enough")
 
 
 def main() -> None:
-    import quintet  # noqa: F401, I001  before Lightning: see quintet.compat
+    import quintet  # noqa: F401, I001  before Lightning: see quintet.common.compat
     from lightning.pytorch import Callback
 
     from quintet.app import fit

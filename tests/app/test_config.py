@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from quintet.app import cli, compose, config
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 
 def composed(*overrides):

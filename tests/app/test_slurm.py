@@ -8,7 +8,7 @@ from hydra import initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 
 from quintet.app import compose, slurm
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 CONF = Path(__file__).parents[2] / "conf"
 LAUNCHER = {"gpus_per_node": None, "cpus_per_task": None, "mem_gb": None, "gres": None, "timeout_min": 1440,

@@ -14,7 +14,7 @@ from quintet.app.build import build
 from quintet.app.strategies import SEND_BUFFERS, QuintetFSDP, learns_statistics, refuse_unshardable, strategy_of
 from quintet.callbacks.ema import Ema
 from quintet.callbacks.two_stage import TwoStage
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.frozen_norm import freeze_batch_norm
 
 

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from quintet.app import cli, compose, config, secrets, trust
 from quintet.app.build import build
 from quintet.callbacks.checkpoint import AtomicCheckpointIO, load_checkpoint
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 HOSTILE = [
     "builtins.eval",

@@ -5,7 +5,7 @@ import copy
 import bench_scripts
 import pytest
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.metrics.captions.metrics import scores
 from quintet.metrics.captions.tokenizer import tokenize
 

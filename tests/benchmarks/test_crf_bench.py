@@ -9,7 +9,7 @@ import torch
 from lightning import Trainer
 from PIL import Image
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.deeplab.module import DeepLabModule
 
 assert bench_scripts  # puts benchmarks/ on the path

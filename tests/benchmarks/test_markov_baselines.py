@@ -8,7 +8,7 @@ import pytest
 from bench_scripts import markov_baselines
 from scipy.stats import entropy
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 MarkovModel, entropy_bits = markov_baselines.MarkovModel, markov_baselines.entropy_bits
 baselines, network_rows = markov_baselines.baselines, markov_baselines.network_rows

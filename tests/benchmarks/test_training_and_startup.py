@@ -8,7 +8,7 @@ import time
 import pytest
 from bench_scripts import REPOSITORY, TINY, _common, startup, training
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 
 @pytest.fixture(scope="module")

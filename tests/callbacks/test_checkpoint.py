@@ -8,7 +8,7 @@ import torch
 from children import ended, in_child, killed_at
 
 from quintet.callbacks import checkpoint as ck
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 
 def test_save_keeps_the_previous_file(tmp_path):

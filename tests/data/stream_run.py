@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-import quintet  # noqa: F401  before Lightning: see quintet.compat
+import quintet  # noqa: F401  before Lightning: see quintet.common.compat
 
 # isort: split
 import lightning.pytorch as pl

@@ -17,10 +17,10 @@ from fuzzing import few
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from quintet.common.errors import UserError
 from quintet.data import archives, checksums
 from quintet.data.archives import find_root, unpack
 from quintet.data.store import build_once
-from quintet.errors import UserError
 
 KINDS = ("zip", "tar", "tar.gz", "tar.bz2")
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from quintet.common.errors import UserError
 from quintet.data.audio.datamodule import AudioDataModule
 from quintet.data.audio.features.mel import MelSpectrogram
 from quintet.data.episodes.datamodule import EpisodeDataModule
@@ -15,7 +16,6 @@ from quintet.data.samples.clips import SampleClips
 from quintet.data.samples.glyphs import SampleGlyphs
 from quintet.data.samples.pairs import SamplePairs
 from quintet.data.samples.vctk import SampleVCTK
-from quintet.errors import UserError
 from quintet.models.rare_events.module import RareEventsModule
 from quintet.models.rare_events.sequence_module import SymbolModule, TranslationModule
 from quintet.models.wavenet.module import WaveNetModule

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
+from quintet.common.errors import UserError
 from quintet.data.resumable import EpochSampler, EvalSampler, ResumableDataModule
-from quintet.errors import UserError
 
 ITEMS, BATCH = 23, 4
 

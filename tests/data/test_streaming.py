@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from PIL import Image as Picture
 from stream_run import CHUNK, RATE, audio, captions, run
 
+from quintet.common.errors import UserError
 from quintet.data.audio.datamodule import AudioDataModule
 from quintet.data.audio.hub import Hub
 from quintet.data.group_order import GroupSampler, group_ends
 from quintet.data.shards import ParquetShards
-from quintet.errors import UserError
 
 # --- the order --------------------------------------------------------------------------------------------------------
 

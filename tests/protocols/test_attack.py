@@ -11,7 +11,7 @@ from scipy.stats import beta
 
 from quintet.app import cli, compose
 from quintet.app.fit import fit
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.influence.poison import PoisonedTraining
 from quintet.protocols.attack import Attack
 

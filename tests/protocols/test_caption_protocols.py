@@ -13,7 +13,7 @@ from PIL import Image
 from quintet.app import compose, config
 from quintet.app.evaluate import evaluate
 from quintet.app.fit import fit
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.metrics.captions.metrics import NAMES, scores
 from quintet.metrics.captions.tokenizer import tokenize
 from quintet.models.show_and_tell.ensemble import CaptionEnsemble

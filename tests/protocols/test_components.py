@@ -15,7 +15,7 @@ from quintet.app import cli, compose
 from quintet.app.build import build
 from quintet.app.evaluate import find_checkpoint, load_module
 from quintet.app.fit import fit
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.influence.module import ClassifierModule
 from quintet.models.influence.solvers.cg import ConjugateGradient
 from quintet.models.influence.solvers.direct import Direct

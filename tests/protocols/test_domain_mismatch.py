@@ -14,9 +14,9 @@ from quintet.app import cli, compose
 from quintet.app.build import build
 from quintet.app.evaluate import find_checkpoint, load_module
 from quintet.app.fit import fit
+from quintet.common.errors import UserError
 from quintet.data.examples.datamodule import ExampleDataModule
 from quintet.data.examples.diabetes import Diabetes
-from quintet.errors import UserError
 from quintet.models.influence.module import ClassifierModule
 from quintet.models.influence.newton import Design, fit_logistic
 from quintet.models.influence.solvers.cg import ConjugateGradient

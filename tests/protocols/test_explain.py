@@ -13,8 +13,8 @@ from torch.nn import functional as nnf
 
 from quintet.app import cli, compose
 from quintet.app.fit import fit
+from quintet.common.errors import UserError
 from quintet.data.exhibit import Exhibit
-from quintet.errors import UserError
 from quintet.models.influence.solvers.cg import ConjugateGradient
 from quintet.protocols import explain, panel
 from quintet.protocols.explain import Explain

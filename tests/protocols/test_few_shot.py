@@ -10,7 +10,7 @@ import torch
 from memories import CLASSES, DRAWERS, SIDE, NoisyClasses, Plain, snapshot
 from scipy.stats import norm, sem
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.protocols.few_shot import OneMemory, Stores, mean_and_interval, plan_episodes, unit_keys
 from quintet.protocols.few_shot_streaming import FewShotStreaming
 from quintet.protocols.few_shot_strict import FewShotStrict

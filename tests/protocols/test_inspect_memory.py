@@ -7,7 +7,7 @@ import pytest
 import torch
 from memories import CLASSES, NoisyClasses, Plain, snapshot
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.protocols import inspect_memory
 from quintet.protocols.few_shot import plan_episodes, unit_keys
 from quintet.protocols.inspect_memory import InspectMemory

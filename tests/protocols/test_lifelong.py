@@ -7,7 +7,7 @@ import pytest
 import torch
 from memories import NoisyClasses, Plain, snapshot
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.protocols import lifelong
 from quintet.protocols.lifelong import Lifelong, by_age, make_stream, run_stream
 

@@ -12,7 +12,7 @@ from quintet.app import cli, compose, evaluate
 from quintet.app.build import build
 from quintet.app.evaluate import find_checkpoint, load_module
 from quintet.app.fit import fit
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.influence.solvers.cg import ConjugateGradient
 from quintet.models.influence.solvers.direct import Direct
 from quintet.protocols import mislabelled, mislabelled_table

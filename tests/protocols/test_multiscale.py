@@ -8,7 +8,7 @@ import torch
 from shapes import evaluated, loaded
 from sklearn.metrics import accuracy_score, jaccard_score
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.deeplab.crf import CrfConfig, infer
 from quintet.protocols.multiscale import Multiscale
 from quintet.protocols.segmentation import Mapped

@@ -10,11 +10,11 @@ import soundfile
 import torch
 from tones import CHANNELS, HOP, TINY, ToneData, fitted
 
+from quintet.common.errors import UserError
 from quintet.data.audio.datamodule import AudioDataModule
 from quintet.data.audio.features.linguistic import HTSLabels
 from quintet.data.audio.features.mel import MelSpectrogram
 from quintet.data.samples.vctk import SampleVCTK
-from quintet.errors import UserError
 from quintet.models.wavenet.metrics import NATS_PER_BIT
 from quintet.models.wavenet.module import WaveNetModule
 from quintet.protocols.copy_synthesis import CopySynthesis, log_spectral_distance, mel_cepstral_distortion

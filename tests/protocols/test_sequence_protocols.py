@@ -7,11 +7,11 @@ from collections import Counter
 import pytest
 import torch
 
+from quintet.common.errors import UserError
 from quintet.data.pairs.datamodule import PairsDataModule
 from quintet.data.pairs.multi30k import Multi30k
 from quintet.data.pairs.symbols import Symbols
 from quintet.data.pairs.vocabulary import Subwords, SymbolIds
-from quintet.errors import UserError
 from quintet.models.rare_events.sequence_module import SymbolModule, TranslationModule
 from quintet.protocols.one_shot_translation import OneShotTranslation
 from quintet.protocols.rare_symbols import RareSymbols

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from shapes import evaluated, loaded
 from sklearn.metrics import accuracy_score, jaccard_score
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.protocols.trimap import Trimap, border_distance, counts_by_distance, run_names
 
 MAPS = arrays(np.uint8, st.tuples(st.integers(1, 12), st.integers(1, 12)), elements=st.sampled_from([0, 1, 2, 255]))

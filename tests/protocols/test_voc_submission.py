@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from shapes import evaluated, loaded
 
+from quintet.common.errors import UserError
 from quintet.data.segmentation.labels import voc_colours
-from quintet.errors import UserError
 from quintet.models.deeplab.inference import Inference
 from quintet.protocols import voc_submission
 

@@ -9,7 +9,7 @@ from harness import TINY
 from wandb_client import KEY
 
 from quintet.callbacks.wandb_run import WandbRun
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 DIGITS = [
     *("experiment=influence_sample", "callbacks=quiet", "trainer=cpu", "trainer.enable_progress_bar=false"),

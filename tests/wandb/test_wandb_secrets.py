@@ -12,7 +12,7 @@ from wandb_client import KEY
 
 from quintet.app import compose, config
 from quintet.app.secrets import refuse_on_command_line
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 
 @pytest.mark.parametrize("script", ["train.py", "eval.py"])

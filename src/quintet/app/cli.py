@@ -19,7 +19,7 @@ from quintet.app.config import Origin, check, check_multirun, suggest
 from quintet.app.preemption import SIGNALS
 from quintet.app.secrets import refuse_on_command_line
 from quintet.app.trust import keep_home
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions reach `one_line_errors` instead of Hydra's own printer
 # what the ranks that are well say when one is not

@@ -16,7 +16,7 @@ from quintet.app import resolvers  # noqa: F401  conf/ uses them
 from quintet.app.config import CONF, Origin, check_target, suggest, targets
 from quintet.app.signature import signature_of
 from quintet.app.trust import check_name, guard_composition, plain_config, read_saved, refuse_links
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 guard_composition()
 OPTUNA_SWEEPER = "hydra-optuna-sweeper==1.3.0"  # it asks for Optuna 2, and works with 5

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from quintet.app.secrets import refuse_what_looks_secret
 from quintet.app.signature import class_attribute, signature_of
 from quintet.app.trust import KEYWORDS, check_name, is_allowed
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 REPOSITORY = Path(__file__).parents[3]
 CONF = REPOSITORY / "conf"

@@ -20,8 +20,8 @@ from quintet.app.build import build
 from quintet.app.processes import process_group, rank, trainer_settings, world_size
 from quintet.app.run_dir import start_console_log, stop_console_log
 from quintet.callbacks.checkpoint import load_checkpoint
-from quintet.errors import UserError
-from quintet.models.plain import check_facts
+from quintet.common.checkpoints import check_facts
+from quintet.common.errors import UserError
 from quintet.results import RESULTS_DIR, write_result
 
 

@@ -24,7 +24,7 @@ from quintet.callbacks.provenance import Provenance
 from quintet.callbacks.random_state import RandomState
 from quintet.callbacks.requeue import SaveAndRequeue
 from quintet.callbacks.wandb_run import WandbRun
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 
 def fit(cfg: DictConfig) -> dict[str, float]:

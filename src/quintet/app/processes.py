@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 
 def world_size() -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 NAME = re.compile(r"(^|_)(api_?key|(access|auth|hub|hf)_?token|token|password|passwd|secret|credentials?)$", re.I)
 VALUE = re.compile(r"wandb_v\d+_\w{20,}|\bhf_[A-Za-z0-9]{20,}|://[^/\s:@]+:[^/\s@]+@")  # W&B, the Hub, an address

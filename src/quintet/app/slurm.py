@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from quintet.app.config import Origin, check
 from quintet.app.preemption import LIMIT_KEY
 from quintet.app.resolvers import base_id
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 GPU_TASK_GB, CPU_TASK_GB = 16, 4
 MIN_TRAINING_S = 60  # between the start of a job and its warning

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from quintet.app.build import build
 from quintet.callbacks.ema import Ema
 from quintet.callbacks.two_stage import TwoStage
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 # torch 2.13 has renamed it
 RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters

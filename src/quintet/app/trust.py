@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader
 
 from quintet.app.signature import class_module
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 ALLOWED = (  # (what may be written, where its definition must be)
     (re.compile(r"quintet\.(?:models|data|protocols|callbacks)(?:\.\w+)*\.[A-Za-z]\w*"), "quintet."),

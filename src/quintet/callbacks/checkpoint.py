@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 log = logging.getLogger(__name__)
 

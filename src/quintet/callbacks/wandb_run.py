@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch.loggers import WandbLogger
 
 from quintet.app.resolvers import sweep_run
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 SHOWN = ("name", "seed", "monitor", "model", "data", "trainer")  # of the configuration, what W&B can filter runs by
 

@@ -10,9 +10,9 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
+from quintet.common.errors import UserError
 from quintet.data.checksums import verify
 from quintet.data.store import build_once
-from quintet.errors import UserError
 
 log = logging.getLogger(__name__)
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")

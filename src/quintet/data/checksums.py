@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 OFFICIAL = {
     # torchvision.datasets.voc and .sbd

@@ -6,8 +6,8 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from quintet.common.errors import UserError
 from quintet.data.resumable import EpochSampler
-from quintet.errors import UserError
 
 
 class GroupSampler(EpochSampler):

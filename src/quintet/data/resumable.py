@@ -7,8 +7,8 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from quintet.common.errors import UserError
 from quintet.data.exhibit import Exhibit
-from quintet.errors import UserError
 
 
 class EpochSampler(Sampler[list[int]]):

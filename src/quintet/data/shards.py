@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from quintet.common.errors import UserError
 from quintet.data.store import digest
-from quintet.errors import UserError
 
 log = logging.getLogger(__name__)
 MAX_GROUP_BYTES = 2**31  # of a row group, decompressed: it is held in memory

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 # what torchvision's weights were trained with, unless they say otherwise
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

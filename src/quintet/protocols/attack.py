@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quintet.common.checkpoints import weights_digest
+from quintet.common.errors import UserError
+from quintet.common.optim import from_mapping
+from quintet.common.tables import write_csv
 from quintet.data.store import digest
-from quintet.errors import UserError
 from quintet.models.influence.examples import Examples
 from quintet.models.influence.folded import fold
 from quintet.models.influence.poison import LEVEL, AttackConfig, Attacked, Attempt, PoisonedTraining
-from quintet.models.optimizer import from_mapping
-from quintet.models.plain import weights_digest
 from quintet.protocols.attack_picture import Shown, draw_attacks, draw_margins
-from quintet.protocols.tables import write_csv
 
 log = logging.getLogger(__name__)
 FORMAT = 1  # raise when the meaning of the files changes

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
+from quintet.common.tables import write_csv
 from quintet.models.show_and_tell.media import contact_sheet
 from quintet.protocols.captioning import need_captioner, spread
 from quintet.protocols.segment import find_pictures, read_upright
-from quintet.protocols.tables import write_csv
 
 log = logging.getLogger(__name__)
 

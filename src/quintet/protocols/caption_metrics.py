@@ -4,10 +4,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
+from quintet.common.tables import write_csv
 from quintet.metrics.captions.metrics import NAMES, scores
 from quintet.protocols.captioning import best_text, encoded_once, image_batches, need_captioner
-from quintet.protocols.tables import write_csv
 
 PLOTTED = ("bleu1", "bleu4", "rouge_l", "cider", "meteor_exact_stem")
 HEADER = ("beam", *NAMES, "words", "log_probability", "different_captions", "seconds")

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
+from quintet.common.tables import write_csv
 from quintet.protocols.caption_likelihood import PrefixTree, log_likelihoods
 from quintet.protocols.captioning import encoded_once, image_batches, need_captioner
-from quintet.protocols.tables import write_csv
 
 log = logging.getLogger(__name__)
 SCORES = ("raw", "per_token", "prior")

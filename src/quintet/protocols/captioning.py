@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quintet.common.errors import UserError
 from quintet.data.batches import CaptionBatch
-from quintet.errors import UserError
 from quintet.metrics.captions.tokenizer import tokenize
 from quintet.models.show_and_tell.captioner import Captioner
 from quintet.models.show_and_tell.decoding import Caption

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from scipy.special import expit
 
+from quintet.common.errors import UserError
+from quintet.common.tables import write_csv
 from quintet.data.exhibit import Exhibit
-from quintet.errors import UserError
 from quintet.models.influence.examples import Examples
 from quintet.models.influence.influence import influence
 from quintet.models.influence.solvers.interface import Solver
 from quintet.protocols.scatter import Cloud, agreement, draw_row, shown
-from quintet.protocols.tables import write_csv
 
 log = logging.getLogger(__name__)
 ROWS = 4096  # examples read at a time

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
+from quintet.common.tables import write_csv
 from quintet.models.wavenet import media
-from quintet.protocols.tables import write_csv
 
 # Kubichek (1993): dB per unit of cepstral distance.
 MCD_SCALE = 10 * np.sqrt(2) / np.log(10)

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from quintet.common.checkpoints import weights_digest
+from quintet.common.errors import UserError
 from quintet.data.store import build_once, digest
-from quintet.errors import UserError
 from quintet.models.deeplab.crf import Crf
-from quintet.models.plain import weights_digest
 from quintet.protocols.crf_table import FORMAT, OFF, Measured, Setting, Table, draw, write_tables
 from quintet.protocols.segmentation import SegmentationProtocol, mean_iou, need_labels, need_segmentation
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from quintet.errors import UserError
-from quintet.protocols.tables import write_csv
+from quintet.common.errors import UserError
+from quintet.common.tables import write_csv
 
 FORMAT = 1  # raise when the same settings give other rows
 HEADER = ("w1", "sa", "sb", "miou", "miou_chosen", "accuracy")

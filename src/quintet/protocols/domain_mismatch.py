@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from quintet.common.errors import UserError
+from quintet.common.tables import write_csv
 from quintet.data.exhibit import Exhibit
-from quintet.errors import UserError
 from quintet.models.influence.examples import Examples
 from quintet.models.influence.influence import InfluenceResult, influence
 from quintet.models.influence.report import training_report
 from quintet.models.influence.solvers.interface import Solver
-from quintet.protocols.tables import write_csv
 
 BATCH = 2000  # examples predicted at a time
 TABLE_ROWS = 100  # of influence.csv, beside the whole group; scores.npz has all

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from quintet.common.errors import UserError
+from quintet.common.tables import write_csv
 from quintet.data.exhibit import Exhibit
-from quintet.errors import UserError
 from quintet.models.influence.examples import Examples
 from quintet.models.influence.influence import InfluenceResult, influence
 from quintet.models.influence.risk import ranks
@@ -16,7 +17,6 @@ from quintet.models.influence.solvers.interface import Solver
 from quintet.protocols.label_plot import draw_labels
 from quintet.protocols.panel import Card, draw_panel
 from quintet.protocols.ranking import KINDS, Ranked, Units
-from quintet.protocols.tables import write_csv
 
 log = logging.getLogger(__name__)
 PLOT, MARKS = "by_label.png", 2000  # of so many units each has a mark in the plot

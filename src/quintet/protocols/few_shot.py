@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as nnf
 
+from quintet.common.errors import UserError
+from quintet.common.tables import write_csv
 from quintet.data.episodes.sampling import Plan, plan_episode
-from quintet.errors import UserError
-from quintet.protocols.tables import write_csv
 
 EMBEDDINGS = ("network", "pixels")
 STORES = ("auto", "memory", "examples")

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.protocols.few_shot import FewShot, plan_episodes
 
 

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
+from quintet.common.tables import write_csv
 from quintet.protocols.few_shot import plan_episodes, unit_keys
-from quintet.protocols.tables import write_csv
 
 RIGHT, WRONG = "tab:green", "tab:red"
 

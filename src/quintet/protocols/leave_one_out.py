@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
+from quintet.common.optim import from_mapping
+from quintet.common.tables import write_csv
 from quintet.models.influence.examples import Examples
 from quintet.models.influence.influence import influence
 from quintet.models.influence.linear_risk import make_risk
 from quintet.models.influence.losses import smoothed
 from quintet.models.influence.retrain import QueryLosses, RetrainConfig, Retraining, retrain
-from quintet.models.optimizer import from_mapping
 from quintet.protocols.scatter import Cloud, agreement, draw_clouds, shown
-from quintet.protocols.tables import write_csv
 
 log = logging.getLogger(__name__)
 PICKS = ("largest", "random", "both")

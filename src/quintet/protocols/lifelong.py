@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
+from quintet.common.tables import write_csv
 from quintet.protocols.few_shot import unit_keys
-from quintet.protocols.tables import write_csv
 
 
 class Stream(NamedTuple):

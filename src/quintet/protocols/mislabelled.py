@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from quintet.common.errors import UserError
 from quintet.data.store import digest
-from quintet.errors import UserError
 from quintet.models.influence.relabel import Relabelled
 from quintet.models.influence.solvers.interface import Solver
 from quintet.protocols.mislabelled_table import (

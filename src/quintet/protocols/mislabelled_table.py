@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from quintet.protocols.tables import write_csv
+from quintet.common.tables import write_csv
 
 METHODS = ("influence", "loss", "random")
 COLOURS = {"influence": "#1f77b4", "loss": "#2ca02c", "random": "#d62728"}

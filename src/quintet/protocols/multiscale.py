@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from quintet.common.tables import write_csv
 from quintet.protocols.segmentation import SegmentationProtocol, mean_iou, need_labels, need_segmentation
-from quintet.protocols.tables import write_csv
 
 
 class Multiscale(SegmentationProtocol):

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
+from quintet.common.tables import write_csv
 from quintet.metrics.captions.metrics import NAMES, scores
 from quintet.metrics.captions.tokenizer import tokenize
 from quintet.protocols.captioning import image_batches, need_captioner
-from quintet.protocols.tables import write_csv
 
 LONGEST = 4  # words of an n-gram
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
+from quintet.common.tables import write_csv
 from quintet.metrics.captions.tokenizer import tokenize
 from quintet.protocols.captioning import encoded_once, image_batches, need_captioner, words_of
-from quintet.protocols.tables import write_csv
 
 
 class Novelty:

@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
+from quintet.common.tables import write_csv
 from quintet.protocols.rare_words import bins_of, word_recall
-from quintet.protocols.tables import write_csv
 
 FOLDER = "one_shot_translation"
 

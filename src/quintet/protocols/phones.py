@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
+from quintet.common.tables import plot_matrix, write_csv
 from quintet.models.wavenet.metrics import phone_error_rate
-from quintet.protocols.tables import plot_matrix, write_csv
 
 IGNORED = -100
 

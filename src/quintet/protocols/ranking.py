@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from quintet.common.errors import UserError
 from quintet.data.exhibit import Exhibit
-from quintet.errors import UserError
 from quintet.protocols.panel import Card
 
 KINDS = ("helpful", "harmful")

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from quintet.common.errors import UserError
+from quintet.common.tables import write_csv
 from quintet.data.special_ids import UNKNOWN
-from quintet.errors import UserError
 from quintet.protocols.rare_words import bins_of
-from quintet.protocols.tables import write_csv
 
 FOLDER = "rare_symbols"
 

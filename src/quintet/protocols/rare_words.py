@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 
 class Bin(NamedTuple):

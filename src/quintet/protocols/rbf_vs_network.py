@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
+from quintet.common.tables import write_csv
 from quintet.models.influence.examples import Examples
 from quintet.models.influence.influence import influence
 from quintet.models.influence.losses import signs, smoothed
@@ -19,7 +20,6 @@ from quintet.models.influence.rbf import RbfMachine
 from quintet.models.influence.solvers.interface import Solver
 from quintet.protocols.rbf_picture import Half, draw_halves
 from quintet.protocols.second_run import load_run
-from quintet.protocols.tables import write_csv
 
 RBF, NETWORK = "rbf", "network"
 BATCH = 200  # images at a time: one is 1.2 MB in float64

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 
 def load_run(run: str | None, root: str | None, device: Any, key: str = "protocol.other_run") -> tuple[Any, Any]:
@@ -18,7 +18,7 @@ def load_run(run: str | None, root: str | None, device: Any, key: str = "protoco
     from quintet.app.compose import apply_overrides, saved_config
     from quintet.app.config import Origin, check
     from quintet.app.evaluate import find_checkpoint, load_module
-    from quintet.models.plain import check_facts
+    from quintet.common.checkpoints import check_facts
 
     if run is None:
         raise UserError(f"{key} is null: give the directory of the run to compare with, logs/<name>/<run_id>")

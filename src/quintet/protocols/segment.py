@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quintet.common.errors import UserError
+from quintet.common.tables import write_csv
 from quintet.data.examples.pictures import SUFFIXES, to_rgb
 from quintet.data.segmentation.labels import index_picture, open_picture
-from quintet.errors import UserError
 from quintet.models.deeplab.media import TRUTH, draw, overlay
 from quintet.protocols.segmentation import Mapped, SegmentationProtocol, need_segmentation, precision_of
-from quintet.protocols.tables import write_csv
 
 log = logging.getLogger(__name__)
 FOLDERS = ("panels", "overlays", "labels")

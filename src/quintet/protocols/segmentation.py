@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from quintet.common.errors import UserError
 from quintet.data.examples.select import draw
-from quintet.errors import UserError
 from quintet.metrics.segmentation import MeanIoU
 from quintet.models.deeplab.crf import Crf, CrfConfig
 from quintet.models.deeplab.inference import Inference

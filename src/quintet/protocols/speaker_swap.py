@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
+from quintet.common.tables import plot_matrix, write_csv
 from quintet.models.wavenet.metrics import NATS_PER_BIT
-from quintet.protocols.tables import plot_matrix, write_csv
 
 
 class SpeakerSwap:

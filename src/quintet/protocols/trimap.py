@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from quintet.common.errors import UserError
+from quintet.common.tables import write_csv
 from quintet.data.segmentation.labels import IGNORED
-from quintet.errors import UserError
 from quintet.metrics.segmentation import iou_of
 from quintet.protocols.second_run import load_run
 from quintet.protocols.segmentation import SegmentationProtocol, need_labels, need_segmentation
-from quintet.protocols.tables import write_csv
 
 SHOWN = {"miou": (1, 5, 10, 20, 40), "accuracy": (1, 5, 10, 20, 40)}  # widths whose numbers are returned
 OTHERS_SHOWN = {"miou": (1, 5, 20)}

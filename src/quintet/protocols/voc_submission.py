@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from quintet.common.errors import UserError
 from quintet.data.segmentation.labels import index_picture
 from quintet.data.segmentation.voc import CLASSES
-from quintet.errors import UserError
 from quintet.protocols.segmentation import SegmentationProtocol, mean_iou, need_segmentation
 
 log = logging.getLogger(__name__)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
+from quintet.common.errors import UserError
+from quintet.common.tables import write_csv
 from quintet.data.special_ids import UNKNOWN
-from quintet.errors import UserError
 from quintet.protocols.captioning import need_captioner
-from quintet.protocols.tables import write_csv
 
 log = logging.getLogger(__name__)
 PAPER = ("car", "boy", "street", "horse", "computer")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import ready, tone, write_audio
 
+from quintet.common.errors import UserError
 from quintet.data.audio import decode
 from quintet.data.audio.clips import Clips
 from quintet.data.audio.datamodule import AudioDataModule
@@ -17,7 +18,6 @@ from quintet.data.audio.vctk import VCTK
 from quintet.data.samples.clips import SampleClips
 from quintet.data.samples.timit import SampleTIMIT
 from quintet.data.samples.vctk import SampleVCTK
-from quintet.errors import UserError
 
 
 def sample(tmp_path, **kwargs):

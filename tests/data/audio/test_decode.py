@@ -5,10 +5,10 @@ import pytest
 import soundfile
 from conftest import ready, tone, write_audio
 
+from quintet.common.errors import UserError
 from quintet.data.audio.clips import Clips
 from quintet.data.audio.decode import BadAudio, load, read_bytes, read_file, to_pcm16
 from quintet.data.audio.recording import Recording
-from quintet.errors import UserError
 
 
 def decoded(path, rate=16000, resample=False):

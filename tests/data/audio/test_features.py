@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import ready, tone, write_audio
 
+from quintet.common.errors import UserError
 from quintet.data.audio.clips import Clips
 from quintet.data.audio.features.alignment import phone_at, read_hts, read_phn, read_textgrid
 from quintet.data.audio.features.linguistic import HTSLabels, TextGridLabels
@@ -18,7 +19,6 @@ from quintet.data.audio.phones import (
     TextGridPhones,
     TimitPhones,
 )
-from quintet.errors import UserError
 
 HOP = 80  # 5 ms at 16 kHz
 

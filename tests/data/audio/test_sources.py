@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import write_audio
 
+from quintet.common.errors import UserError
 from quintet.data.audio.clips import Clips
 from quintet.data.audio.librispeech import LibriSpeech
 from quintet.data.audio.ljspeech import LJSpeech
@@ -18,7 +19,6 @@ from quintet.data.audio.timit import CORE_TEST, DEVELOPMENT, TIMIT
 from quintet.data.audio.vctk import VCTK, speaker_info
 from quintet.data.samples.timit import write_timit_sample
 from quintet.data.samples.vctk import SampleVCTK, write_vctk_sample
-from quintet.errors import UserError
 
 
 def ids(source, tmp_path):

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from quintet.common.errors import UserError
 from quintet.data.audio.recording import Recording
 from quintet.data.audio.split import split_names, subset
-from quintet.errors import UserError
 
 
 def corpus(**speakers):

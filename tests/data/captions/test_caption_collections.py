@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from caption_files import captions_of, content, numbers, write_image, write_json, write_lines
 
+from quintet.common.errors import UserError
 from quintet.data.captions.csv_folder import CaptionCSV
 from quintet.data.captions.datamodule import CaptionDataModule
 from quintet.data.captions.hub import HubCaptions
 from quintet.data.captions.pascal import PascalSentences
 from quintet.data.captions.sbu import SBU
 from quintet.data.special_ids import SPECIAL
-from quintet.errors import UserError
 
 
 def test_pascal_sentences_as_a_page_and_as_files(tmp_path):

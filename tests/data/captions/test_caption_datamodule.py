@@ -9,11 +9,11 @@ import pytest
 import torch
 from caption_files import captions_of, number_of, write_flickr8k
 
+from quintet.common.errors import UserError
 from quintet.data.batches import CaptionBatch
 from quintet.data.captions.datamodule import CaptionDataModule
 from quintet.data.captions.flickr8k import Flickr8k
 from quintet.data.special_ids import BOS, EOS, PAD
-from quintet.errors import UserError
 
 TRAIN, VAL, TEST = 13, 3, 4
 SMALL = {"batch_size": 8, "min_count": 1, "resize_size": 10, "crop_size": 8, "eval_batch_size": 2, "length_window": 2}

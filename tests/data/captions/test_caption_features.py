@@ -9,10 +9,10 @@ import pytest
 import torch
 from caption_files import captions_of, write_flickr8k, write_image, write_lines
 
+from quintet.common.errors import UserError
 from quintet.data.captions import features
 from quintet.data.captions.datamodule import CaptionDataModule
 from quintet.data.captions.flickr8k import Flickr8k
-from quintet.errors import UserError
 from quintet.models.show_and_tell.encoder import Encoder, EncoderConfig
 
 ENCODER = {"name": "resnet18", "weights": None, "image_size": 32}

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from caption_files import captions_of, content, numbers, write_flickr8k, write_image, write_json, write_lines
 
+from quintet.common.errors import UserError
 from quintet.data.captions.coco import COCO
 from quintet.data.captions.flickr8k import Flickr8k
 from quintet.data.captions.flickr30k import Flickr30k
 from quintet.data.samples.captions import COLOURS, RADII, SHAPES, SampleCaptions
-from quintet.errors import UserError
 
 # --- Flickr8k
 

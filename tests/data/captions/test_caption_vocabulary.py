@@ -5,11 +5,11 @@ from caption_files import captions_of, write_flickr8k
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quintet.common.errors import UserError
 from quintet.data.captions.datamodule import CaptionDataModule
 from quintet.data.captions.flickr8k import Flickr8k
 from quintet.data.captions.vocabulary import Vocabulary
 from quintet.data.special_ids import BOS, EOS, PAD, SPECIAL, UNKNOWN
-from quintet.errors import UserError
 
 COUNTS = {"a": 9, "dog": 5, "cat": 5, "rare": 4, "<unk>": 50}
 

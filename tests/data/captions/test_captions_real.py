@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from quintet.common.errors import UserError
 from quintet.data.captions.datamodule import CaptionDataModule
 from quintet.data.captions.flickr8k import Flickr8k
 from quintet.data.special_ids import UNKNOWN
-from quintet.errors import UserError
 
 FOLDER = Path(__file__).parents[4] / "shared" / "data" / "flickr8k"
 

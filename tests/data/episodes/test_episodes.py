@@ -8,10 +8,10 @@ import pytest
 import torch
 from drawings import BACKGROUND, EVALUATION, module_on, write_zips
 
+from quintet.common.errors import UserError
 from quintet.data.batches import EpisodeBatch
 from quintet.data.episodes.dataset import EpisodeSampler
 from quintet.data.episodes.sampling import plan_episode
-from quintet.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from quintet.common.errors import UserError
 from quintet.data.episodes.datamodule import EpisodeDataModule
 from quintet.data.samples.glyphs import ALPHABETS, SampleGlyphs, write_glyphs
-from quintet.errors import UserError
 
 
 @pytest.fixture(scope="module")

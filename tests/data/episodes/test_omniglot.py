@@ -9,9 +9,9 @@ import torch
 from drawings import BACKGROUND, DRAWERS, EVALUATION, module_on, picture, write_zips
 from PIL import Image
 
+from quintet.common.errors import UserError
 from quintet.data.episodes import store
 from quintet.data.episodes.omniglot import Omniglot, read_ink
-from quintet.errors import UserError
 
 FIRST = "images_background/Aleph/character01/0001_01.png"
 

@@ -11,10 +11,10 @@ from random_networks import random_network, saved
 from torchvision import models
 from torchvision.transforms.functional import normalize
 
+from quintet.common.errors import UserError
 from quintet.data.examples.datamodule import ExampleDataModule
 from quintet.data.examples.features import FrozenBackbone
 from quintet.data.examples.mnist import Mnist
-from quintet.errors import UserError
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 

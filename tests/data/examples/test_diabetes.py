@@ -11,10 +11,10 @@ import pytest
 from scipy.special import log_expit
 from sklearn.linear_model import LogisticRegression
 
+from quintet.common.errors import UserError
 from quintet.data.examples.datamodule import ExampleDataModule
 from quintet.data.examples.diabetes import CATEGORIES, COUNTS, DISCHARGE, FILE, Diabetes
 from quintet.data.samples.diabetes import COLUMNS, SampleDiabetes, write_diabetes_sample
-from quintet.errors import UserError
 
 REAL = Path(__file__).parents[4] / "shared" / "data" / "diabetes130" / "dataset_diabetes.zip"
 PLAIN = dict.fromkeys(COLUMNS, "No") | dict.fromkeys((*COUNTS, DISCHARGE), "1") | {"readmitted": "NO"}

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from quintet.common.errors import UserError
 from quintet.data.examples.datamodule import ExampleDataModule
 from quintet.data.samples.digits import SampleDigits, write_digits
-from quintet.errors import UserError
 
 
 def test_every_digit_in_its_place(tmp_path):

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from quintet.common.errors import UserError
 from quintet.data.examples.bag_of_words import words
 from quintet.data.examples.datamodule import ExampleDataModule
 from quintet.data.examples.enron import Enron
 from quintet.data.samples.enron import SampleEnron, write_enron_sample
-from quintet.errors import UserError
 
 REAL = Path(__file__).parents[4] / "shared" / "data" / "enron1" / "enron1.zip"
 HAM = ["Subject: meter volume", "Subject: gas gas", "Subject: plant", "Subject: gas contract", "Subject: meter"]

@@ -8,11 +8,11 @@ import pytest
 import torch
 from idx_files import SIDE, idx, images, labels, write_idx
 
+from quintet.common.errors import UserError
 from quintet.data.batches import ExampleBatch
 from quintet.data.examples.datamodule import ExampleDataModule
 from quintet.data.examples.mnist import Mnist
 from quintet.data.examples.source import Block, Content, Example, ExampleSource
-from quintet.errors import UserError
 
 TRAIN, VAL, TEST = 60, 10, 20  # files hold TRAIN + VAL training images
 

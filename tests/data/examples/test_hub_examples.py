@@ -7,9 +7,9 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as Picture
 
+from quintet.common.errors import UserError
 from quintet.data.examples.datamodule import ExampleDataModule
 from quintet.data.examples.hub import HubExamples
-from quintet.errors import UserError
 
 
 def png(colour, side=6):

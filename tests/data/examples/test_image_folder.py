@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from quintet.common.errors import UserError
 from quintet.data.examples import image_folder
 from quintet.data.examples.image_folder import ImageFolder
 from quintet.data.examples.pictures import read_picture
-from quintet.errors import UserError
 
 
 def encoded(array, kind="PNG", mode=None, **options):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from idx_files import SIDE, idx, images, labels, write_idx
 
+from quintet.common.errors import UserError
 from quintet.data.examples.mnist import Mnist
-from quintet.errors import UserError
 
 IMAGES, LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
 

@@ -5,13 +5,13 @@ from collections import Counter
 import pytest
 import torch
 
+from quintet.common.errors import UserError
 from quintet.data.pairs.datamodule import PairsDataModule
 from quintet.data.pairs.order import LengthSampler
 from quintet.data.pairs.symbols import Symbols
 from quintet.data.pairs.vocabulary import Subwords, SymbolIds
 from quintet.data.samples.pairs import SamplePairs
 from quintet.data.special_ids import BOS, EOS
-from quintet.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
+from quintet.common.errors import UserError
 from quintet.data.pairs.hub import HubPairs
 from quintet.data.pairs.multi30k import Multi30k
 from quintet.data.pairs.symbols import Symbols
 from quintet.data.pairs.wmt14 import WMT14
 from quintet.data.samples.pairs import SamplePairs, write_pairs_sample
-from quintet.errors import UserError
 
 
 @pytest.fixture

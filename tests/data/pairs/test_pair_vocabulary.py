@@ -5,9 +5,9 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quintet.common.errors import UserError
 from quintet.data.pairs.vocabulary import SubwordCodec, Subwords, SymbolCodec, SymbolIds
 from quintet.data.special_ids import EOS, SPECIAL
-from quintet.errors import UserError
 
 LINES = ["A man rides a horse.", "Two men ride two horses.", "A woman is riding a bicycle in the rain."] * 5
 CODEC = SubwordCodec.train(LINES, 300)

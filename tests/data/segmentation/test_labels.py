@@ -6,6 +6,7 @@ from devkit import coloured, labels_of, write_palette, write_picture
 from PIL import Image
 from scipy.io import savemat
 
+from quintet.common.errors import UserError
 from quintet.data.segmentation.labels import (
     LabelMap,
     colour_picture,
@@ -15,7 +16,6 @@ from quintet.data.segmentation.labels import (
     read_rgb,
     voc_colours,
 )
-from quintet.errors import UserError
 
 COLOURS = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 255: (224, 224, 192)}
 FOUR = plain_map(["ground", "a", "b", "c"], COLOURS)

@@ -9,6 +9,7 @@ import pytest
 from devkit import coloured, labels_of, write_lines, write_palette, write_picture, write_voc
 from scipy.io import savemat
 
+from quintet.common.errors import UserError
 from quintet.data.segmentation import source as source_room
 from quintet.data.segmentation.cityscapes import Cityscapes
 from quintet.data.segmentation.context import CLASSES as CONTEXT
@@ -17,7 +18,6 @@ from quintet.data.segmentation.datamodule import SegmentationDataModule
 from quintet.data.segmentation.folder import SegmentationFolder
 from quintet.data.segmentation.person_part import PersonPart
 from quintet.data.segmentation.voc import VOC
-from quintet.errors import UserError
 
 
 def names(splits, split="train"):

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from quintet.common.errors import UserError
 from quintet.data.samples.shapes import CLASSES, SampleShapes, outline, render
 from quintet.data.segmentation.datamodule import SegmentationDataModule
 from quintet.data.segmentation.voc import VOC
-from quintet.errors import UserError
 
 
 def test_it_is_read_as_vocs(tmp_path):

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.text import BLEUScore
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.metrics.captions import CaptionMetrics
 from quintet.metrics.captions.bleu import CaptionBLEU
 from quintet.metrics.captions.cider import cider_d

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as nnf
 from torchvision import models
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.deeplab.atrous import strides, to_output_stride
 
 

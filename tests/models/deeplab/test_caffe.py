@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as nnf
 from torchvision import models
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.deeplab.backbone import Backbone, BackboneConfig
 from quintet.models.deeplab.caffe import from_caffe
 from quintet.models.deeplab.heads import Head, NetworkConfig

@@ -7,7 +7,7 @@ import pytest
 import torch
 from crf_scenes import scene
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.deeplab import crf as module
 from quintet.models.deeplab.crf import Crf, CrfConfig, infer
 

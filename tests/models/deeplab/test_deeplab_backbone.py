@@ -9,7 +9,7 @@ from torch import nn
 from torchvision import models
 from torchvision.transforms.functional import normalize
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.deeplab.backbone import Backbone, BackboneConfig
 from quintet.models.frozen_norm import FrozenBatchNorm
 

@@ -9,12 +9,12 @@ from torch.func import functional_call, grad, vmap
 from torchvision import models
 
 from quintet.callbacks.checkpoint import AtomicCheckpointIO
+from quintet.common.errors import UserError
+from quintet.common.optim import OptimizerConfig, lr_factor
 from quintet.data.batches import SegmentationBatch
-from quintet.errors import UserError
 from quintet.models.deeplab.backbone import BackboneConfig
 from quintet.models.deeplab.heads import NetworkConfig
 from quintet.models.deeplab.module import DeepLabModule
-from quintet.models.optimizer import OptimizerConfig, lr_factor
 
 CLASSES = ["background", "cat", "dog"]
 SGD = {"name": "sgd", "lr": 0.01, "momentum": 0.9}

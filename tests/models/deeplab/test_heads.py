@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as nnf
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.deeplab.backbone import BackboneConfig
 from quintet.models.deeplab.heads import Head, NetworkConfig, decimated, scaled_rates
 from quintet.models.deeplab.network import DeepLab

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as nnf
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.deeplab.inference import Inference, tile_starts
 from quintet.models.deeplab.module import DeepLabModule
 

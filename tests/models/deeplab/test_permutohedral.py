@@ -5,7 +5,7 @@ import pytest
 import torch
 from crf_scenes import dense_filter, lattice_filter, scene
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.deeplab.crf_compiled import CompiledLattice, threads
 from quintet.models.deeplab.mean_field import appearance, positions
 from quintet.models.deeplab.permutohedral import build, join, slice_scale

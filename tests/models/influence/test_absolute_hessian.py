@@ -6,7 +6,7 @@ import torch
 from small_models import dense
 from tables import classifier, pictures
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.influence import absolute_hessian, gauss_newton
 from quintet.models.influence.absolute_hessian import AbsoluteHessian
 from quintet.models.influence.examples import Examples, rows_of

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.influence.altered import Altered, AlteredFits
 
 N, FEATURES, L2 = 60, 7, 0.02

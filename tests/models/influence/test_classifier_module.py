@@ -11,10 +11,10 @@ from tables import Tables, blobs, classifier, fit, pictures
 from torch.func import functional_call
 
 from quintet.callbacks.checkpoint import LastCheckpoint, load_checkpoint
-from quintet.errors import UserError
+from quintet.common.errors import UserError
+from quintet.common.optim import OptimizerConfig, lr_factor
 from quintet.models.influence.module import ClassifierModule
 from quintet.models.influence.settings import check_labels
-from quintet.models.optimizer import OptimizerConfig, lr_factor
 
 L2 = 0.02
 CNN = {"kind": "all_cnn", "channels": [2, 2], "strides": [1, 2]}

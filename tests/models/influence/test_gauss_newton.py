@@ -8,7 +8,7 @@ from small_models import Net, dense, examples
 from tables import blobs, classifier, fit, pictures
 from torch.autograd.functional import jacobian
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.influence import gauss_newton as gn
 from quintet.models.influence.examples import Examples, rows_of
 from quintet.models.influence.linear_risk import make_risk

@@ -7,8 +7,8 @@ import pytest
 import torch
 from small_models import Awkward, Net, Softmax, data, dense, examples, fit, slopes
 
+from quintet.common.errors import UserError
 from quintet.data.batches import ExampleBatch
-from quintet.errors import UserError
 from quintet.models.influence import influence as engine
 from quintet.models.influence.examples import Examples, rows_of
 from quintet.models.influence.influence import influence, influence_on_params, self_influence

@@ -6,7 +6,7 @@ import torch
 from scipy.signal import correlate
 from torch.func import functional_call, grad, jvp, vmap
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.influence.network import AllCnn, Linear, NetworkConfig
 
 

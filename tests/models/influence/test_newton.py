@@ -11,7 +11,7 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from tables import Tables, blobs, classifier, fit
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.influence.newton import Design, fit_logistic
 
 L2 = 0.02

@@ -6,9 +6,9 @@ import torch
 from scipy.optimize import minimize
 from torch import nn
 
+from quintet.common.errors import UserError
 from quintet.data.batches import ExampleBatch
 from quintet.data.examples.features import Backbone
-from quintet.errors import UserError
 from quintet.models.influence.losses import logistic
 from quintet.models.influence.poison import LEVEL, AttackConfig, Attempt, PoisonedTraining
 

@@ -5,7 +5,7 @@ import torch
 from tables import blobs, classifier, fit, pictures
 
 from quintet.callbacks.checkpoint import LastCheckpoint
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.influence.lbfgs import FitConfig
 
 CNN = {"kind": "all_cnn", "channels": [3, 3], "strides": [1, 2]}

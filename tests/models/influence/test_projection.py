@@ -6,7 +6,7 @@ from tables import classifier, fit, pictures
 from torch import nn
 
 from quintet.callbacks.checkpoint import LastCheckpoint
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.influence.lbfgs import FitConfig
 from quintet.models.influence.projection import fit_top
 

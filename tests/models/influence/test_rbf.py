@@ -8,7 +8,7 @@ from sklearn.svm import SVC
 from tables import blobs, classifier, fit, pictures
 
 from quintet.callbacks.checkpoint import LastCheckpoint
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.influence import rbf
 from quintet.models.influence.module import ClassifierModule
 from quintet.models.influence.network import NetworkConfig

@@ -7,7 +7,7 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from tables import Tables, blobs, classifier, fit, pictures
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.influence.relabel import Relabelled
 from quintet.models.influence.solvers.cg import ConjugateGradient
 from quintet.models.influence.solvers.direct import Direct

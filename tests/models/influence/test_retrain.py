@@ -12,8 +12,8 @@ from small_models import Net, Softmax, data, dense, examples, fit
 from tables import blobs, classifier
 from torch import nn
 
+from quintet.common.errors import UserError
 from quintet.data.batches import ExampleBatch
-from quintet.errors import UserError
 from quintet.models.influence import chord_newton, control, retrain
 from quintet.models.influence.examples import Examples, rows_of
 from quintet.models.influence.linear_risk import make_risk

@@ -4,8 +4,8 @@ import pytest
 import torch
 from small_models import Awkward, Net, Softmax, data, dense, examples, slopes
 
+from quintet.common.errors import UserError
 from quintet.data.batches import ExampleBatch
-from quintet.errors import UserError
 from quintet.models.influence.examples import Examples
 from quintet.models.influence.linear_risk import LinearRisk, make_risk
 from quintet.models.influence.risk import EmpiricalRisk

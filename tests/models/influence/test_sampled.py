@@ -5,7 +5,7 @@ import torch
 from small_models import Net, Softmax, data, dense, examples, fit
 from torch.nn import functional as nnf
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.influence import sampled
 from quintet.models.influence.linear_risk import LinearParts, make_risk
 from quintet.models.influence.risk import EmpiricalRisk

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
+from quintet.common.optim import OptimizerConfig
 from quintet.data.batches import AudioBatch
 from quintet.models.influence import softmax_risk
 from quintet.models.influence.examples import Examples
@@ -18,7 +19,6 @@ from quintet.models.influence.softmax_risk import SoftmaxParts, SoftmaxRisk
 from quintet.models.influence.solvers.cg import ConjugateGradient
 from quintet.models.influence.solvers.direct import Direct, dense_hessian
 from quintet.models.influence.top import at_the_top
-from quintet.models.optimizer import OptimizerConfig
 from quintet.models.wavenet.module import WaveNetModule
 from quintet.models.wavenet.network import WaveNetConfig
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from small_models import Net, Softmax, data, dense, examples, fit
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.influence import kronecker
 from quintet.models.influence.kronecker import fit_factors
 from quintet.models.influence.linear_risk import make_risk

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.rare_events.augmented import MemoryAugmented, ValueMixer
 from quintet.models.rare_events.memory import Memory, MemoryAnswer, MemoryConfig
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.rare_events.beam_search import BeamAnswer, beam_search, length_penalty, select_rows
 
 BOS, EOS, TOKENS, LENGTH = 1, 2, 5, 4

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from slow_memory import SlowMemory
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.rare_events.memory import Memory, MemoryAnswer, MemoryConfig
 from quintet.models.rare_events.oldest import OldestSlots
 

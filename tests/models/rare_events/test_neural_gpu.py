@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as nnf
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.rare_events.neural_gpu import ConvolutionalGRU, ExtendedNeuralGPU, NeuralGPUConfig
 
 SOURCES = [[5, 6, 7, 2], [8, 2], [9, 4, 10, 4, 11, 2]]

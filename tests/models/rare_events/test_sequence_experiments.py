@@ -13,7 +13,7 @@ from quintet.app import compose, config
 from quintet.app.evaluate import evaluate
 from quintet.app.fit import fit
 from quintet.callbacks.checkpoint import load_checkpoint
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.rare_events.memory import MemoryConfig
 from quintet.models.rare_events.neural_gpu import NeuralGPUConfig
 from quintet.models.rare_events.token_memory import RecallConfig

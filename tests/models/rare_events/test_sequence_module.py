@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from quintet.common.errors import UserError
 from quintet.data.batches import SequencePairBatch
-from quintet.errors import UserError
 from quintet.models.rare_events.memory import MemoryAnswer, MemoryConfig
 from quintet.models.rare_events.sequence_module import SymbolModule, TranslationModule, mean_by_row
 from quintet.models.rare_events.token_memory import RecallConfig, TokenMemory

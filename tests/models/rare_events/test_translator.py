@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.rare_events.translator import AdditiveAttention, Encoded, Translator, TranslatorConfig, run_lstm
 
 SOURCES = [[5, 6, 7, 2], [8, 2], [9, 4, 4, 4, 10, 2]]

@@ -7,7 +7,7 @@ import torch
 from test_ranks import CONFIG, batches
 from torch import distributed
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.rare_events.memory import Memory, MemoryConfig
 from quintet.models.rare_events.token_memory import RecallConfig, TokenMemory
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_beam import plain_beam
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.show_and_tell.beam_search import beam_search, sample
 from quintet.models.show_and_tell.decoding import DecoderSpeaker, DecodingConfig, EnsembleSpeaker, decode, in_words
 from quintet.models.show_and_tell.network import Decoder, NetworkConfig

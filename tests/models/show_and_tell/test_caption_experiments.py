@@ -8,7 +8,7 @@ from quintet.app import compose, config
 from quintet.app.evaluate import evaluate
 from quintet.app.fit import fit
 from quintet.callbacks.checkpoint import load_checkpoint
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 TINY = [
     *("experiment=captioning_sample", "trainer=cpu", "callbacks=quiet", "trainer.enable_progress_bar=false"),

@@ -10,7 +10,7 @@ from lightning import Callback, Trainer, seed_everything
 from quintet.callbacks.checkpoint import AtomicCheckpointIO, LastCheckpoint
 from quintet.callbacks.random_state import RandomState
 from quintet.callbacks.two_stage import TwoStage
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.influence.examples import Examples
 from quintet.models.influence.influence import influence
 from quintet.models.influence.linear_risk import make_risk

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as nnf
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.show_and_tell.lstm import LstmState, PaperLstm, StandardLstm, build_lstm
 from quintet.models.show_and_tell.network import Decoder, NetworkConfig
 from quintet.models.show_and_tell.scheduled_sampling import ScheduledSampling, sampled_outputs

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.wavenet.generate import generate
 from quintet.models.wavenet.generate.compiled import NumbaBackend
 from quintet.models.wavenet.generate.plan import make_plan

@@ -8,10 +8,10 @@ import torch
 from lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
+from quintet.common.checkpoints import check_facts
+from quintet.common.errors import UserError
+from quintet.common.optim import OptimizerConfig, lr_factor
 from quintet.data.batches import AudioBatch
-from quintet.errors import UserError
-from quintet.models.optimizer import OptimizerConfig, lr_factor
-from quintet.models.plain import check_facts
 from quintet.models.wavenet.metrics import SampleNats, edit_distance, fold_phones, phone_error_rate
 from quintet.models.wavenet.module import WaveNetModule
 

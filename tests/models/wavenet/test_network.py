@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.wavenet.conditioning import TransposedUpsampling, upsampling_strides
 from quintet.models.wavenet.network import WaveNet, WaveNetConfig, describe_receptive_field
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from quintet.models.optimizer import OptimizerConfig
+from quintet.common.optim import OptimizerConfig
 from quintet.models.wavenet.module import WaveNetModule
 from quintet.models.wavenet.network import WaveNetConfig
 

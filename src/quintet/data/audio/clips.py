@@ -5,8 +5,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from quintet.common.errors import UserError
 from quintet.data.audio.recording import Recording, Source
-from quintet.errors import UserError
 
 SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"}
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from quintet.common.errors import UserError
 from quintet.data.audio import stream
 from quintet.data.audio.chunks import ChunkDataset, Utterances, collate
 from quintet.data.audio.recording import Recording, Source
@@ -23,7 +24,6 @@ from quintet.data.exhibit import Exhibit
 from quintet.data.group_order import GroupSampler, check_workers, group_ends
 from quintet.data.resumable import ResumableDataModule, ResumableLoader
 from quintet.data.store import ListColumn, build_once, digest
-from quintet.errors import UserError
 
 log = logging.getLogger(__name__)
 

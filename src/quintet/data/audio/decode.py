@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from quintet.common.errors import UserError
 from quintet.data.audio.recording import Recording, Source
-from quintet.errors import UserError
 
 OGG_PAGE = 65307  # bytes at most
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from quintet.common.errors import UserError
 from quintet.data.audio.decode import BadAudio, measure, read_bytes, read_file
 from quintet.data.audio.recording import Recording, Source, choose_speakers
 from quintet.data.shards import ParquetShards, find_shards
-from quintet.errors import UserError
 
 
 @dataclass

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from quintet.common.errors import UserError
 from quintet.data.audio.recording import Recording, Source, choose_speakers, subfolder
-from quintet.errors import UserError
 
 
 @dataclass

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from quintet.common.errors import UserError
 from quintet.data.audio.recording import Recording, Source, subfolder
-from quintet.errors import UserError
 
 
 @dataclass

@@ -5,8 +5,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from quintet.common.errors import UserError
 from quintet.data.audio.recording import Recording, Source, subfolder
-from quintet.errors import UserError
 
 # the split that the field uses: folders 0-b train, c validation, d-f test
 SPLIT_OF_FOLDER = {**dict.fromkeys("0123456789ab", "train"), "c": "val", **dict.fromkeys("def", "test")}

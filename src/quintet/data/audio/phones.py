@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from quintet.common.errors import UserError
 from quintet.data.audio.chunks import IGNORE
 from quintet.data.audio.features.alignment import ARPABET, Phone, phone_at, read_phn, read_textgrid
 from quintet.data.audio.features.frames import FrameExtractor, match_labels, num_frames
 from quintet.data.audio.features.linguistic import label_folder
 from quintet.data.audio.recording import Recording
-from quintet.errors import UserError
 
 _TIMIT = (
     "aa ae ah ao aw ax ax-h axr ay b bcl ch d dcl dh dx eh el em en eng epi er ey f g gcl h# hh hv ih ix iy jh k kcl l"

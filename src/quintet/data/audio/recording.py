@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from numpy.typing import NDArray
 
+from quintet.common.errors import UserError
 from quintet.data.archives import find_root
-from quintet.errors import UserError
 
 
 class Recording(NamedTuple):

@@ -4,8 +4,8 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 
+from quintet.common.errors import UserError
 from quintet.data.audio.recording import Recording
-from quintet.errors import UserError
 
 SPLITS = ("train", "val", "test")
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from quintet.common.errors import UserError
 from quintet.data.audio.decode import BadAudio, load
 from quintet.data.audio.recording import Recording, Source
 from quintet.data.store import write_rows
-from quintet.errors import UserError
 
 log = logging.getLogger(__name__)
 FORMAT = 1  # raise when the files below change

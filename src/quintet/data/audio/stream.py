@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quintet.common.errors import UserError
 from quintet.data.audio.decode import BadAudio, load
 from quintet.data.audio.recording import Recording
-from quintet.errors import UserError
 
 log = logging.getLogger(__name__)
 FORMAT = 1  # raise when the files below change

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from quintet.common.errors import UserError
 from quintet.data.captions.division import drawn
 from quintet.data.captions.karpathy import read_karpathy
 from quintet.data.captions.layout import Place, read_json
 from quintet.data.captions.source import Caption, CaptionSource, Parts, Picture
-from quintet.errors import UserError
 
 DIVISIONS = ("karpathy", "official", "im2txt", "paper")
 PAPER_TEST, PAPER_VAL = 4000, 1000

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from quintet.common.errors import UserError
 from quintet.data.captions.division import drawn
 from quintet.data.captions.layout import read_lines
 from quintet.data.captions.source import SPLITS, Caption, CaptionSource, Parts, Picture
-from quintet.errors import UserError
 
 ALIASES = {"dev": "val", "valid": "val", "validation": "val"}
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from quintet.common.errors import UserError
 from quintet.data.captions.source import Parts, Picture
-from quintet.errors import UserError
 
 
 def drawn(pictures: Sequence[Picture], val: int, test: int, seed: int, keys: str) -> Parts:

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from quintet.common.errors import UserError
 from quintet.data.captions.division import drawn
 from quintet.data.captions.flickr8k import read_tokens
 from quintet.data.captions.karpathy import read_karpathy
 from quintet.data.captions.source import CaptionSource, Parts, Picture
-from quintet.errors import UserError
 
 DIVISIONS = ("karpathy", "drawn")
 IMAGES = ("flickr30k-images", "flickr30k_images")

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from quintet.common.errors import UserError
 from quintet.data.captions.layout import read_lines
 from quintet.data.captions.source import Caption, CaptionSource, Parts, Picture
-from quintet.errors import UserError
 
 LISTS = {"train": "trainImages", "val": "devImages", "test": "testImages"}
 IMAGES = ("Flicker8k_Dataset", "Flickr8k_Dataset", "Images")  # the first is how the archive spells it

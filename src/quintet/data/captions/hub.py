@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+from quintet.common.errors import UserError
 from quintet.data.captions.source import SPLITS, Caption, CaptionSource, Parts, Picture
 from quintet.data.captions.table import CaptionTable, ShardTable
 from quintet.data.shards import ParquetShards, find_shards
-from quintet.errors import UserError
 
 
 class Cell(NamedTuple):

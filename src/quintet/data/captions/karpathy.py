@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from quintet.common.errors import UserError
 from quintet.data.captions.layout import read_json
 from quintet.data.captions.source import SPLITS, Caption, Parts, Picture
-from quintet.errors import UserError
 
 SPLIT_OF = {split: split for split in SPLITS} | {"restval": "train"}  # of COCO's val, trained on by most
 

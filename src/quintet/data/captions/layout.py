@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quintet.common.errors import UserError
 from quintet.data.archives import find_root, is_archive, unpack
 from quintet.data.segmentation.layout import locate
-from quintet.errors import UserError
 
 
 @dataclass

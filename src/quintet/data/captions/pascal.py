@@ -5,10 +5,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import ClassVar
 
+from quintet.common.errors import UserError
 from quintet.data.captions.layout import read_lines
 from quintet.data.captions.source import Caption, CaptionSource, Parts, Picture
 from quintet.data.examples.pictures import SUFFIXES
-from quintet.errors import UserError
 
 TEST_ONLY = "Pascal sentences is a test set, see protocol=transfer"
 

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from quintet.common.errors import UserError
 from quintet.data.captions.division import drawn
 from quintet.data.captions.layout import Place, read_json, read_lines
 from quintet.data.captions.source import Caption, CaptionSource, Parts, Picture
-from quintet.errors import UserError
 
 URLS, CAPTIONS, JSON = ("SBU_captioned_photo_dataset_urls.txt", "SBU_captioned_photo_dataset_captions.txt",
                         "sbu-captions-all.json")  # fmt: skip

@@ -13,11 +13,11 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from quintet.common.errors import UserError
 from quintet.data.captions.layout import Place, file_status
 from quintet.data.captions.table import CaptionTable
 from quintet.data.segmentation.labels import open_picture
 from quintet.data.store import build_once, digest, write_rows
-from quintet.errors import UserError
 
 log = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from quintet.common.errors import UserError
 from quintet.data.examples.pictures import to_rgb
 from quintet.data.segmentation.labels import as_rgb, open_picture
 from quintet.data.shards import ParquetShards
-from quintet.errors import UserError
 
 
 class CaptionTable:

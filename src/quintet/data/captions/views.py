@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 BRIGHTNESS, SATURATION, HUE, CONTRAST = 32 / 255, (0.5, 1.5), 0.032, (0.5, 1.5)  # im2txt's ranges
 

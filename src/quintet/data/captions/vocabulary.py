@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from quintet.common.errors import UserError
 from quintet.data.special_ids import BOS, EOS, SPECIAL, UNKNOWN
-from quintet.errors import UserError
 
 
 class Vocabulary:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
+from quintet.common.errors import UserError
 from quintet.data.batches import EpisodeBatch
 from quintet.data.episodes.dataset import EpisodeDataset, EpisodeSampler, as_is
 from quintet.data.episodes.omniglot import SIDE, Omniglot
@@ -18,7 +19,6 @@ from quintet.data.episodes.split import split_background
 from quintet.data.episodes.store import ROTATIONS, Stored, map_images, open_store
 from quintet.data.exhibit import Exhibit
 from quintet.data.resumable import ResumableDataModule, ResumableLoader
-from quintet.errors import UserError
 
 log = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 
 class Plan(NamedTuple):

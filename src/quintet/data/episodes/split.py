@@ -3,8 +3,8 @@
 import random
 from collections.abc import Sequence
 
+from quintet.common.errors import UserError
 from quintet.data.episodes.store import ROTATIONS
-from quintet.errors import UserError
 
 
 def split_background(

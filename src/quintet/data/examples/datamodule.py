@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from quintet.common.errors import UserError
 from quintet.data.batches import ExampleBatch
 from quintet.data.examples.dataset import ExampleDataset, as_is, to_images
 from quintet.data.examples.select import draw, keep_classes
@@ -18,7 +19,6 @@ from quintet.data.examples.source import SPLITS, Example, ExampleSource
 from quintet.data.examples.store import ArrayInputs, ArrowInputs
 from quintet.data.exhibit import Exhibit
 from quintet.data.resumable import EpochSampler, ResumableDataModule, ResumableLoader
-from quintet.errors import UserError
 
 log = logging.getLogger(__name__)
 

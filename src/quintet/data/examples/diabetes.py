@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from quintet.common.errors import UserError
 from quintet.data.archives import find_root
 from quintet.data.examples.source import Block, Content, Example, ExampleSource
 from quintet.data.exhibit import Exhibit
-from quintet.errors import UserError
 
 FILE = "diabetic_data.csv"
 ID, LABEL, CHILD = "encounter_id", "readmitted", "[0-10)"

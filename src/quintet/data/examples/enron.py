@@ -18,10 +18,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from quintet.common.errors import UserError
 from quintet.data.archives import find_root
 from quintet.data.examples.bag_of_words import STOP_WORDS, count_words, learn_vocabulary, words
 from quintet.data.examples.source import SPLITS, Block, Content, ExampleSource
-from quintet.errors import UserError
 
 CLASSES = ["ham", "spam"]
 DUPLICATES = ("group", "keep")

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from quintet.common.errors import UserError
 from quintet.data.examples.dataset import to_images
 from quintet.data.examples.source import SPLITS, ExampleSource
 from quintet.data.examples.store import ArrowInputs
 from quintet.data.store import build_once, digest
-from quintet.errors import UserError
 from quintet.models.pooled import AUXILIARY, head_of, native_size, normalisation, random_network, resized
 from quintet.models.pretrained import load_weights, read_weights, weights_key
 

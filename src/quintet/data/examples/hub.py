@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from quintet.common.errors import UserError
 from quintet.data.examples.pictures import read_picture
 from quintet.data.examples.source import SPLITS, Block, Content, ExampleSource
-from quintet.errors import UserError
 
 BLOCK = 256  # rows read and written at a time
 

@@ -10,9 +10,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from quintet.common.errors import UserError
 from quintet.data.examples.pictures import SUFFIXES, read_picture
 from quintet.data.examples.source import SPLITS, Block, Content, ExampleSource
-from quintet.errors import UserError
 
 log = logging.getLogger(__name__)
 BLOCK = 128  # pictures decoded and written at a time, so that memory stays bounded

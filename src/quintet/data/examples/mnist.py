@@ -11,10 +11,10 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from quintet.common.errors import UserError
 from quintet.data.examples.source import Block, Content, Example, ExampleSource
 from quintet.data.exhibit import Exhibit
 from quintet.data.pairs.source import content_key
-from quintet.errors import UserError
 
 IMAGES, LABELS = 0x803, 0x801  # the magic numbers: unsigned bytes in three dimensions, in one
 FOLDERS = (".", "MNIST/raw", "mnist", "raw")

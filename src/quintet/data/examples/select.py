@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 
 def keep_classes(labels_n: NDArray, names: Sequence[str], classes: Sequence[Any] | None) -> tuple[NDArray, NDArray]:

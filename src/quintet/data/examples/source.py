@@ -8,11 +8,11 @@ from typing import Any, ClassVar, NamedTuple
 
 from numpy.typing import NDArray
 
+from quintet.common.errors import UserError
 from quintet.data.archives import find_root
 from quintet.data.examples.store import write_part
 from quintet.data.exhibit import Exhibit
 from quintet.data.store import build_once, digest
-from quintet.errors import UserError
 
 SPLITS = ("train", "val", "test")
 FORMAT = 1  # raise when the files below change

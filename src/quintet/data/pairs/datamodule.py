@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from quintet.common.errors import UserError
 from quintet.data.batches import SequencePairBatch
 from quintet.data.exhibit import Exhibit
 from quintet.data.pairs.order import LengthSampler
@@ -19,7 +20,6 @@ from quintet.data.pairs.vocabulary import SIDES, Codec
 from quintet.data.resumable import ResumableDataModule, ResumableLoader
 from quintet.data.special_ids import BOS, EOS, PAD
 from quintet.data.store import ListColumn, build_once, digest, write_rows
-from quintet.errors import UserError
 
 log = logging.getLogger(__name__)
 FORMAT = 1  # raise when the stored tokens change

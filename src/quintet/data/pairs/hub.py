@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from quintet.common.errors import UserError
 from quintet.data.pairs.source import SPLITS, PairSource
-from quintet.errors import UserError
 
 
 @dataclass

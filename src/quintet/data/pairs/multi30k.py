@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from quintet.common.errors import UserError
 from quintet.data.pairs.source import PairSource
-from quintet.errors import UserError
 
 FOLDERS = (".", "raw", "data/task1/raw")
 

@@ -10,9 +10,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, ClassVar
 
+from quintet.common.errors import UserError
 from quintet.data.archives import find_root
 from quintet.data.store import build_once, digest, write_rows
-from quintet.errors import UserError
 
 SPLITS = ("train", "val", "test")
 FORMAT = 1  # raise when the stored pairs change

@@ -14,9 +14,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from quintet.common.errors import UserError
 from quintet.data.pairs.source import SPLITS, PairSource
 from quintet.data.store import build_once, digest
-from quintet.errors import UserError
 
 VERSION = 1  # raise when other sequences are drawn
 FIRST = 2  # the smallest symbol

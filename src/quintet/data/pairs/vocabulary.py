@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from quintet.common.errors import UserError
 from quintet.data.special_ids import SPECIAL, UNKNOWN
-from quintet.errors import UserError
 
 BYTES = 256
 SIDES = ("source", "target")

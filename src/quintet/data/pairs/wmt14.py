@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from quintet.common.errors import UserError
 from quintet.data.pairs.source import PairSource, content_key, read_lines
 from quintet.data.store import build_once, digest
-from quintet.errors import UserError
 
 CORPORA = ("europarl-v7", "commoncrawl", "news-commentary-v9")
 SEGMENT = re.compile(r"<seg[^>]*>(.*?)</seg>", re.IGNORECASE)

@@ -9,11 +9,11 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from quintet.common.errors import UserError
 from quintet.data.captions.coco import COCO
 from quintet.data.captions.source import SPLITS, Parts
 from quintet.data.samples.shapes import ground, outline
 from quintet.data.store import build_once, digest
-from quintet.errors import UserError
 
 VERSION = 1  # raise when other files are written
 SHAPES = {"circle": 1, "square": 2, "triangle": 3}  # numbers of samples.shapes

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from quintet.common.errors import UserError
 from quintet.data.examples.diabetes import COUNTS, DISCHARGE, FILE, ID, LABEL, MEDICINES, Diabetes
 from quintet.data.store import build_once, digest
-from quintet.errors import UserError
 
 VERSION = 1  # raise when other rows are written
 AGES = [f"[{start}-{start + 10})" for start in range(0, 100, 10)]

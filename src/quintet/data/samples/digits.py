@@ -10,9 +10,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from quintet.common.errors import UserError
 from quintet.data.examples.mnist import IMAGES, LABELS, Mnist
 from quintet.data.store import build_once, digest
-from quintet.errors import UserError
 
 VERSION = 1  # raise when other files are written
 SIDE, COUNT = 8, 1797

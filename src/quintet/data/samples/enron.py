@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from quintet.common.errors import UserError
 from quintet.data.examples.enron import CLASSES, Enron
 from quintet.data.store import build_once, digest
-from quintet.errors import UserError
 
 VERSION = 1  # raise when other e-mails are written
 SUBJECTS = {

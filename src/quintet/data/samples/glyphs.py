@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from quintet.common.errors import UserError
 from quintet.data.episodes.omniglot import PARTS, SIDE, Omniglot
 from quintet.data.store import build_once, digest
-from quintet.errors import UserError
 
 VERSION = 1  # raise when other files are written
 # Letters of DejaVu Sans, which comes with matplotlib; none that looks like one of another script here.

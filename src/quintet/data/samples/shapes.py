@@ -8,11 +8,11 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from quintet.common.errors import UserError
 from quintet.data.segmentation.labels import IGNORED, index_picture
 from quintet.data.segmentation.layout import Item
 from quintet.data.segmentation.voc import VOC
 from quintet.data.store import build_once, digest
-from quintet.errors import UserError
 
 VERSION = 1  # raise when other files are written
 HEIGHT, WIDTH = 97, 129

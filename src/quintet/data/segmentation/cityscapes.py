@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from quintet.common.errors import UserError
 from quintet.data.segmentation.labels import IGNORED, LabelMap
 from quintet.data.segmentation.layout import Item
 from quintet.data.segmentation.source import SPLITS, SegmentationSource
-from quintet.errors import UserError
 
 IDS = 34  # 0..33 stand in the files; -1, the licence plate, is never drawn
 SCORED = {

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from quintet.common.errors import UserError
 from quintet.data.segmentation.labels import LabelMap, plain_map
 from quintet.data.segmentation.layout import Item, pair, read_list
 from quintet.data.segmentation.source import SPLITS, SegmentationSource
-from quintet.errors import UserError
 
 CLASSES = [
     "background", "aeroplane", "bag", "bed", "bedclothes", "bench", "bicycle", "bird", "boat", "book", "bottle",

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
+from quintet.common.errors import UserError
 from quintet.data.batches import SegmentationBatch
 from quintet.data.examples.select import draw
 from quintet.data.exhibit import Exhibit
@@ -19,7 +20,6 @@ from quintet.data.segmentation.augment import Augmentation
 from quintet.data.segmentation.dataset import SegmentationDataset, as_is, grid_size
 from quintet.data.segmentation.labels import IGNORED, colour_picture
 from quintet.data.segmentation.source import SPLITS, SegmentationSource
-from quintet.errors import UserError
 
 log = logging.getLogger(__name__)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from quintet.common.errors import UserError
 from quintet.data.archives import find_root
 from quintet.data.examples.pictures import SUFFIXES
 from quintet.data.segmentation.labels import IGNORED, LabelMap
 from quintet.data.segmentation.layout import Item, read_list
 from quintet.data.segmentation.source import SPLITS, SegmentationSource
-from quintet.errors import UserError
 
 
 @dataclass

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quintet.common.errors import UserError
 from quintet.data.examples.pictures import to_rgb
 from quintet.data.segmentation.matlab import read_mat
-from quintet.errors import UserError
 
 IGNORED = 255  # not scored: VOC's borders between objects, Cityscapes' void, padding
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 DEPTH = 3  # VOCdevkit/VOC2012/JPEGImages
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 # The six parts of a person (Chen et al. 2016, "Attention to scale"), of PASCAL-Part's 24 names
 PERSON_PARTS = {

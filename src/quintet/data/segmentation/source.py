@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from quintet.common.errors import UserError
 from quintet.data.archives import find_root, is_archive, unpack
 from quintet.data.segmentation.labels import IGNORED, LabelMap, as_rgb, open_picture, read_labels
 from quintet.data.segmentation.layout import Item, locate
 from quintet.data.store import build_once, digest, write_rows
-from quintet.errors import UserError
 
 log = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from quintet.common.errors import UserError
 from quintet.data.archives import find_root
 from quintet.data.segmentation.labels import IGNORED, LabelMap, plain_map, voc_colours
 from quintet.data.segmentation.layout import Item, locate, missing, pair, read_list
 from quintet.data.segmentation.source import SPLITS, SegmentationSource
-from quintet.errors import UserError
 
 CLASSES = [
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",

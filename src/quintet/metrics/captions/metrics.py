@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.metrics.captions.bleu import CaptionBLEU
 from quintet.metrics.captions.cider import cider_d
 from quintet.metrics.captions.meteor import meteor_exact_stem

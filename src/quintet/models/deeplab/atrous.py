@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as nnf
 from torch.nn.modules.utils import _pair
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.deeplab.depthwise import AtrousDepthwise
 
 PROBE = 2**15 + 1  # pixels a side, on the meta device, where nothing is computed: ratios of sizes are strides

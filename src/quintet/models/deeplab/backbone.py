@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.deeplab import caffe
 from quintet.models.deeplab.atrous import out_channels, to_output_stride
 from quintet.models.frozen_norm import freeze_batch_norm

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,7 +65,7 @@ class Crf:
     """Refines a network's class probabilities with the image."""
 
     def __init__(self, config: CrfConfig | Mapping | None = None) -> None:
-        from quintet.models.optimizer import from_mapping
+        from quintet.common.optim import from_mapping
 
         self.config = from_mapping(CrfConfig, config or {}, "crf.config")
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.deeplab import crf_kernels as kernels
 from quintet.models.deeplab import lattice_kernels as building
 from quintet.models.deeplab.crf import CLIP, CrfConfig

@@ -11,7 +11,7 @@ from math import isqrt
 import torch
 from torch import Tensor, nn
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.deeplab.taps import summed
 
 RATES = {"none": (1,), "large_fov": (12,), "aspp_s": (2, 4, 8, 12), "aspp_l": (6, 12, 18, 24)}

@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from quintet.common.errors import UserError
 from quintet.data.segmentation.augment import padded, to_view
 from quintet.data.segmentation.dataset import grid_size
 from quintet.data.segmentation.labels import IGNORED
-from quintet.errors import UserError
 from quintet.models.deeplab.multi_scale import resize, scaled_size
 
 AVERAGES = ("probabilities", "scores")

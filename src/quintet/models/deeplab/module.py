@@ -16,8 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as nnf
 from torchmetrics import MeanMetric
 
+from quintet.common.checkpoints import plain, refuse_other_weights
+from quintet.common.distributed import over_ranks
+from quintet.common.errors import UserError
+from quintet.common.optim import OptimizerConfig, build_optimizer, from_mapping
 from quintet.data.batches import SegmentationBatch
-from quintet.errors import UserError
 from quintet.metrics.segmentation import MeanIoU
 from quintet.models.deeplab.backbone import BackboneConfig
 from quintet.models.deeplab.groups import decayed_names, l2_term, parameter_groups
@@ -26,9 +29,6 @@ from quintet.models.deeplab.multi_scale import IGNORE, fuse, resize, summed_loss
 from quintet.models.deeplab.network import DeepLab
 from quintet.models.deeplab.top import LAST, top_of
 from quintet.models.influence.softmax_top import SoftmaxTop, TopBatch, is_layer
-from quintet.models.optimizer import OptimizerConfig, build_optimizer, from_mapping
-from quintet.models.plain import plain, refuse_other_weights
-from quintet.models.ranks import over_ranks
 
 STAGES = ("val", "test")
 

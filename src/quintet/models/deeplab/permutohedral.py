@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as nnf
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 REMAINDER_BITS = 3  # of a key: which of the d + 1 kinds of vertex; above them the coordinates
 TOO_FINE = "the CRF's standard deviations are too small for an image of this size: raise crf.sa, crf.sb or crf.sg"

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.influence.losses import softplus
 
 INNER = 1e-3  # relative residual of a Newton step: three digits a step

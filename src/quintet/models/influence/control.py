@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.influence.examples import rows_of, tensors
 from quintet.models.influence.preconditioned import minimise, root_of
 from quintet.models.influence.refit import Refitted, Removal

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 RESIDENT_BYTES = 4 << 30  # examples that together need less stay in memory between two sweeps
 

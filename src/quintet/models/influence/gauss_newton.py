@@ -9,7 +9,7 @@ example i had it label c: gradients are all it takes (Kunstner et al. 2019, arXi
 import torch
 from torch import Tensor
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.influence.risk import EmpiricalRisk
 
 FLOOR = 1e-6  # of the mean diagonal, added to it: a common bias of all classes is a direction without curvature

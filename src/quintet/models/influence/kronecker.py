@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.influence.memory import budget
 from quintet.models.influence.selection import Selection
 

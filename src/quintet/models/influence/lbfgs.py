@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
+from quintet.common.optim import OptimizerConfig
 from quintet.models.influence.newton import Design, fit_logistic
 from quintet.models.influence.preconditioned import NAMES, PreconditionedLbfgs, curvature_during_training
 from quintet.models.influence.solvers.interface import Root
 from quintet.models.influence.svm import fit_hinge, fit_smooth_hinge
-from quintet.models.optimizer import OptimizerConfig
 
 log = logging.getLogger(__name__)
 FULL_BATCH = ("lbfgs", "exact_hinge")

@@ -14,8 +14,11 @@ from torch.nn.utils import parameters_to_vector
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from quintet.common.checkpoints import check_facts, plain, refuse_other_weights, start_from
+from quintet.common.distributed import over_ranks
+from quintet.common.errors import UserError
+from quintet.common.optim import build_optimizer, from_mapping
 from quintet.data.batches import ExampleBatch
-from quintet.errors import UserError
 from quintet.models.influence.compiled_cnn import Block, CompiledCnn
 from quintet.models.influence.compiled_risk import MeanLoss, compiles, network_of
 from quintet.models.influence.lbfgs import ExactHinge, FitConfig, build_lbfgs
@@ -25,9 +28,6 @@ from quintet.models.influence.network import AllCnn, NetworkConfig
 from quintet.models.influence.projection import fit_top
 from quintet.models.influence.rbf import RbfMachine
 from quintet.models.influence.settings import build_network, check_labels, check_settings
-from quintet.models.optimizer import build_optimizer, from_mapping
-from quintet.models.plain import check_facts, plain, refuse_other_weights, start_from
-from quintet.models.ranks import over_ranks
 
 log = logging.getLogger(__name__)
 

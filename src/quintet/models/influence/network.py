@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 KINDS = ("linear", "all_cnn", "rbf")
 PART, PART_DOUBLE = 250, 32  # images that the convolutions see at a time in training, in float32 and float64

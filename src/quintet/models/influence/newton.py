@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array, issparse
 from scipy.special import expit
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 SPARSE_BELOW = 0.2  # share of numbers that are not zero, below which a sparse matrix is quicker
 STEPS, INNER = 200, 5000

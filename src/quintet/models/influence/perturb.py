@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.influence.risk import EmpiricalRisk
 
 

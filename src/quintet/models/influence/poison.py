@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as nnf
 
+from quintet.common.errors import UserError
 from quintet.data.batches import ExampleBatch
 from quintet.data.examples.features import Backbone
-from quintet.errors import UserError
 from quintet.models.influence.altered import Altered, AlteredFits
 from quintet.models.influence.examples import Examples, rows_of
 from quintet.models.influence.losses import signs

@@ -8,7 +8,7 @@ in the kernel's space is |w|. Legend: n training inputs, B examples, D numbers o
 import torch
 from torch import Tensor, nn
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.influence.network import NetworkConfig, zero_linear
 
 BLOCK = 1 << 24  # numbers of the training inputs that are cast to the model's precision at a time

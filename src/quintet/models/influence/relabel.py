@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from quintet.common.errors import UserError
 from quintet.data.store import digest
-from quintet.errors import UserError
 from quintet.models.influence.examples import Examples
 from quintet.models.influence.influence import self_influence
 from quintet.models.influence.linear_risk import LinearRisk, make_risk

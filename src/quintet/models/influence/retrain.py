@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quintet.common.checkpoints import weights_digest
+from quintet.common.errors import UserError
 from quintet.data.store import digest
-from quintet.errors import UserError
 from quintet.models.influence.chord_newton import ChordNewton, linear
 from quintet.models.influence.control import Adam, Lbfgs
 from quintet.models.influence.examples import Examples
@@ -26,7 +27,6 @@ from quintet.models.influence.linear_risk import LinearRisk, make_risk
 from quintet.models.influence.preconditioned import NAMES
 from quintet.models.influence.refit import Refit, Refitted, Removal
 from quintet.models.influence.risk import EmpiricalRisk
-from quintet.models.plain import weights_digest
 
 log = logging.getLogger(__name__)
 METHODS = ("auto", "newton", "hinge", "lbfgs", "adam")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.func import functional_call, grad, jvp, vmap
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.influence.derivatives import Derivatives
 from quintet.models.influence.examples import Examples, tensors
 from quintet.models.influence.memory import budget, examples_at_once, saved_bytes, vectors_at_once

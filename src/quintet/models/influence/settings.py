@@ -5,7 +5,7 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.influence.lbfgs import FitConfig
 from quintet.models.influence.losses import LOSSES
 from quintet.models.influence.network import AllCnn, Linear, NetworkConfig

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quintet.common.checkpoints import weights_digest
 from quintet.data.store import digest
 from quintet.models.influence.examples import Examples
 from quintet.models.influence.risk import EmpiricalRisk, ranks
 from quintet.models.influence.solvers.interface import Solution, Solver
-from quintet.models.plain import weights_digest
 
 FORMAT = 1  # raise when the meaning of the files changes
 

@@ -6,7 +6,7 @@ Legend: B examples or positions, d memory width, D width of the network's top ou
 import torch
 from torch import Tensor, nn
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.rare_events.memory import Memory, MemoryAnswer
 
 

@@ -10,7 +10,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.rare_events.memory_config import MemoryConfig
 from quintet.models.rare_events.search import IndexedSearch
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
-from quintet.errors import UserError
-from quintet.models.ranks import gather_ranks
+from quintet.common.distributed import gather_ranks
+from quintet.common.errors import UserError
 from quintet.models.rare_events.memory_config import MemoryConfig
 from quintet.models.rare_events.oldest import OldestSlots
 from quintet.models.rare_events.search import make_search, recall

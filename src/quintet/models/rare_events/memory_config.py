@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 SEARCHES = ("exact", "lsh", "faiss", "none")
 

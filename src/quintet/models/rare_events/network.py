@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 
 @dataclass(frozen=True)

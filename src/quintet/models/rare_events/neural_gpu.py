@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from quintet.common.errors import UserError
 from quintet.data.special_ids import EOS, PAD
-from quintet.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as nnf
 from torchmetrics import MeanMetric
 
+from quintet.common.checkpoints import plain, refuse_other_weights
+from quintet.common.distributed import over_ranks
+from quintet.common.errors import UserError
+from quintet.common.optim import OptimizerConfig, build_optimizer, from_mapping
 from quintet.data.batches import SequencePairBatch
 from quintet.data.special_ids import BOS, EOS
-from quintet.errors import UserError
-from quintet.models.optimizer import OptimizerConfig, build_optimizer, from_mapping
-from quintet.models.plain import plain, refuse_other_weights
-from quintet.models.ranks import over_ranks
 from quintet.models.rare_events.beam_search import beam_search, select_rows
 from quintet.models.rare_events.memory import MemoryAnswer, MemoryConfig
 from quintet.models.rare_events.neural_gpu import ExtendedNeuralGPU, NeuralGPUConfig

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from quintet.errors import UserError
-from quintet.models.ranks import largest_of_ranks
+from quintet.common.distributed import largest_of_ranks
+from quintet.common.errors import UserError
 from quintet.models.rare_events.memory import Memory, MemoryAnswer, MemoryConfig
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 
 @dataclass(frozen=True)

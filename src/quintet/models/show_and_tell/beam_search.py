@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as nnf
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 NEVER = -torch.inf
 

@@ -12,10 +12,10 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from quintet.common.checkpoints import plain
+from quintet.common.optim import from_mapping
 from quintet.data.batches import CaptionBatch
 from quintet.metrics.captions import CaptionMetrics
-from quintet.models.optimizer import from_mapping
-from quintet.models.plain import plain
 from quintet.models.show_and_tell.beam_search import Speaker
 from quintet.models.show_and_tell.decoding import Caption, DecodingConfig, decode, in_words
 

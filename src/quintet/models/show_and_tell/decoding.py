@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from quintet.common.errors import UserError
 from quintet.data.special_ids import BOS, EOS, PAD, UNKNOWN
-from quintet.errors import UserError
 from quintet.models.rare_events.token_memory import TokenMemory
 from quintet.models.show_and_tell.beam_search import Found, Speaker, beam_search, sample
 from quintet.models.show_and_tell.lstm import LstmState

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.frozen_norm import freeze_batch_norm
 from quintet.models.pooled import (
     HEADS,

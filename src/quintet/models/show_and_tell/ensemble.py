@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
+from quintet.common.errors import UserError
 from quintet.data.batches import CaptionBatch
-from quintet.errors import UserError
 from quintet.models.show_and_tell.captioner import Captioner
 from quintet.models.show_and_tell.decoding import DecoderSpeaker, EnsembleSpeaker, mean_log, remembered
 from quintet.models.show_and_tell.module import ShowAndTellModule, summed

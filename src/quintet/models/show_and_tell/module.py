@@ -13,13 +13,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.nn import functional as nnf
 
+from quintet.common.checkpoints import plain, refuse_other_weights, start_from
+from quintet.common.distributed import batch_mean, over_ranks
+from quintet.common.errors import UserError
+from quintet.common.optim import OptimizerConfig, build_optimizer, from_mapping
 from quintet.data.batches import CaptionBatch
 from quintet.data.special_ids import EOS
-from quintet.errors import UserError
 from quintet.models.influence.softmax_top import SoftmaxTop, TopBatch, is_layer
-from quintet.models.optimizer import OptimizerConfig, build_optimizer, from_mapping
-from quintet.models.plain import plain, refuse_other_weights, start_from
-from quintet.models.ranks import batch_mean, over_ranks
 from quintet.models.rare_events.memory import MemoryConfig
 from quintet.models.rare_events.token_memory import RecallConfig, TokenMemory
 from quintet.models.show_and_tell.captioner import Captioner

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.show_and_tell.lstm import FORMS, LstmState, build_lstm
 from quintet.models.show_and_tell.word_vectors import read_word_vectors
 

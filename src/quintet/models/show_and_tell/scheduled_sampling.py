@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.show_and_tell.network import Decoder, of_captions
 
 SCHEDULES = ("none", "linear", "exponential", "inverse_sigmoid")

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 KEY = "model.network.word_vectors"
 log = logging.getLogger(__name__)

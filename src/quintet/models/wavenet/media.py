@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quintet.common.errors import UserError
 from quintet.data.audio import mulaw
-from quintet.errors import UserError
 
 
 def synthesise(module, num_samples: int, **arguments) -> np.ndarray:

@@ -14,12 +14,12 @@ from torch.nn import functional as nnf
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from quintet.common.checkpoints import check_facts, plain, refuse_other_weights
+from quintet.common.distributed import over_ranks
+from quintet.common.errors import UserError
+from quintet.common.optim import OptimizerConfig, build_optimizer, from_mapping
 from quintet.data.batches import AudioBatch
-from quintet.errors import UserError
 from quintet.models.influence.softmax_top import SoftmaxTop, TopBatch, is_layer
-from quintet.models.optimizer import OptimizerConfig, build_optimizer, from_mapping
-from quintet.models.plain import check_facts, plain, refuse_other_weights
-from quintet.models.ranks import over_ranks
 from quintet.models.wavenet.metrics import NATS_PER_BIT, SampleNats
 from quintet.models.wavenet.network import WaveNet, WaveNetConfig, describe_receptive_field
 from quintet.models.wavenet.top import LAST, top_of

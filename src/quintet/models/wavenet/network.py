@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.wavenet.conditioning import (
     ContextStack,
     GlobalConditioning,

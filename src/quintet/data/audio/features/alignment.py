@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 # ARPAbet without stress, Festival's schwa, a pause and spoken noise
 _ARPABET = (

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quintet.common.errors import UserError
 from quintet.data.audio.recording import Recording
 from quintet.data.store import ListColumn, build_once, digest, write_rows
-from quintet.errors import UserError
 
 log = logging.getLogger(__name__)
 VERSION = 1  # raise when an extractor computes something else

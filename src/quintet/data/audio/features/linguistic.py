@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from quintet.common.errors import UserError
 from quintet.data.archives import find_root
 from quintet.data.audio.features.alignment import ARPABET, BEYOND, Phone, phone_at, read_hts, read_textgrid
 from quintet.data.audio.features.frames import FrameExtractor, hop_of, match_labels, num_frames
 from quintet.data.audio.features.pitch import log_f0
 from quintet.data.audio.recording import Recording
-from quintet.errors import UserError
 
 OFFSETS = "label_offsets.json"
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.influence.risk import EmpiricalRisk
 from quintet.models.influence.solvers.interface import InverseHessian, Solver, indefinite
 

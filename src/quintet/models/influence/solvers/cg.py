@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.influence.gauss_newton import GaussNewton
 from quintet.models.influence.risk import EmpiricalRisk
 from quintet.models.influence.sampled import SampledCurvature, SampledHessian

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.influence.examples import rows_of
 from quintet.models.influence.linear_risk import LinearBatch, LinearRisk
 from quintet.models.influence.risk import EmpiricalRisk, ranks

@@ -8,7 +8,7 @@ import importlib
 import torch
 from torch import Tensor
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 from quintet.models.wavenet.generate.plan import Plan, make_plan
 from quintet.models.wavenet.network import WaveNet
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from quintet.callbacks.checkpoint import load_checkpoint
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 
 def plain(value: object) -> object:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import nn
 
-from quintet.errors import UserError
+from quintet.common.errors import UserError
 
 SCHEDULES = ("constant", "halve_every", "exponential", "step_down", "poly", "step")
 

@@ -4,8 +4,8 @@ import pytest
 from lightning import LightningModule, Trainer
 from torch import nn
 
-from quintet.errors import UserError
-from quintet.models.optimizer import OptimizerConfig, build_optimizer
+from quintet.common.errors import UserError
+from quintet.common.optim import OptimizerConfig, build_optimizer
 
 
 class Small(LightningModule):
