@@ -1,8 +1,7 @@
 """What a job asks of SLURM, derived from the configuration, and what is refused before it is sent."""
 
-from pathlib import Path
-
 import pytest
+from harness import REPOSITORY
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from omegaconf import OmegaConf, open_dict
@@ -10,7 +9,7 @@ from omegaconf import OmegaConf, open_dict
 from quintet.app import compose, slurm
 from quintet.common.errors import UserError
 
-CONF = Path(__file__).parents[2] / "conf"
+CONF = REPOSITORY / "conf"
 LAUNCHER = {"gpus_per_node": None, "cpus_per_task": None, "mem_gb": None, "gres": None, "timeout_min": 1440,
             "signal_delay_s": 120}  # fmt: skip
 

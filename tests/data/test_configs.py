@@ -2,13 +2,13 @@
 
 import inspect
 from importlib import import_module
-from pathlib import Path
 
 import pytest
+from harness import REPOSITORY
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-CONF = Path(__file__).parents[2] / "conf"
+CONF = REPOSITORY / "conf"
 
 
 def nodes(config):

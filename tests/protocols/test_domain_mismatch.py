@@ -1,12 +1,12 @@
 """`domain_mismatch` on invented hospital stays, against linear algebra written out, and section 5.3's own numbers."""
 
 import csv
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from harness import REPOSITORY
 from omegaconf import OmegaConf
 from scipy.special import expit
 
@@ -24,7 +24,7 @@ from quintet.models.influence.solvers.direct import Direct
 from quintet.protocols import domain_mismatch
 from quintet.protocols.domain_mismatch import DomainMismatch, Standing
 
-REAL = Path(__file__).parents[3] / "shared" / "data" / "diabetes130" / "dataset_diabetes.zip"
+REAL = REPOSITORY.parent / "shared" / "data" / "diabetes130" / "dataset_diabetes.zip"
 L2 = 1e-4
 CHILD = "age=[0-10)"
 

@@ -2,11 +2,11 @@
 
 import csv
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from harness import REPOSITORY
 from memories import CLASSES, DRAWERS, SIDE, NoisyClasses, Plain, snapshot
 from scipy.stats import norm, sem
 
@@ -176,7 +176,7 @@ def test_impossible_requests(data, tmp_path, overrides, message):
 
 def test_published_pixel_baseline_on_the_real_omniglot(tmp_path):
     """41.7 and 63.2 % (Vinyals et al. 2016), 5-way, whose split of the characters is another one: within 3 points."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "data" / "episodes"))
+    sys.path.insert(0, str(REPOSITORY / "tests" / "data" / "episodes"))
     from drawings import module_on, real_omniglot
 
     module = module_on(real_omniglot(), tmp_path / "cache", image_size=28)

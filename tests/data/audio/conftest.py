@@ -1,14 +1,13 @@
 """Audio files made in a temporary folder, and the real archives where they lie beside the checkout."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import soundfile
+from harness import REPOSITORY
 
 from quintet.data.audio.datamodule import AudioDataModule
 
-REAL = Path(__file__).parents[4] / "shared" / "data"
+REAL = REPOSITORY.parent / "shared" / "data"
 
 
 def tone(seconds=0.2, rate=16000, hertz=220.0):

@@ -1,18 +1,18 @@
 """The same code on real photographs in Flickr8k's archives; skipped where they are not there."""
 
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from harness import REPOSITORY
 
 from quintet.common.errors import UserError
 from quintet.data.captions.datamodule import CaptionDataModule
 from quintet.data.captions.flickr8k import Flickr8k
 from quintet.data.special_ids import UNKNOWN
 
-FOLDER = Path(__file__).parents[4] / "shared" / "data" / "flickr8k"
+FOLDER = REPOSITORY.parent / "shared" / "data" / "flickr8k"
 
 
 @pytest.fixture(scope="module")

@@ -2,16 +2,16 @@
 
 import io
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
+from harness import REPOSITORY
 from PIL import Image
 
 from quintet.data.episodes.datamodule import EpisodeDataModule
 from quintet.data.episodes.omniglot import Omniglot
 
-REAL = Path(__file__).parents[4] / "shared" / "data" / "omniglot"
+REAL = REPOSITORY.parent / "shared" / "data" / "omniglot"
 BACKGROUND = {"Aleph": 3, "Beth": 4, "Gimel": 2, "Daleth": 3}
 EVALUATION = {"He": 3, "Waw": 4}
 DRAWERS = 6

@@ -3,11 +3,11 @@
 import csv
 import io
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pandas
 import pytest
+from harness import REPOSITORY
 from scipy.special import log_expit
 from sklearn.linear_model import LogisticRegression
 
@@ -16,7 +16,7 @@ from quintet.data.examples.datamodule import ExampleDataModule
 from quintet.data.examples.diabetes import CATEGORIES, COUNTS, DISCHARGE, FILE, Diabetes
 from quintet.data.samples.diabetes import COLUMNS, SampleDiabetes, write_diabetes_sample
 
-REAL = Path(__file__).parents[4] / "shared" / "data" / "diabetes130" / "dataset_diabetes.zip"
+REAL = REPOSITORY.parent / "shared" / "data" / "diabetes130" / "dataset_diabetes.zip"
 PLAIN = dict.fromkeys(COLUMNS, "No") | dict.fromkeys((*COUNTS, DISCHARGE), "1") | {"readmitted": "NO"}
 
 

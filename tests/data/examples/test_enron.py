@@ -3,10 +3,10 @@
 import tarfile
 import zipfile
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
+from harness import REPOSITORY
 from sklearn.linear_model import LogisticRegression
 
 from quintet.common.errors import UserError
@@ -15,7 +15,7 @@ from quintet.data.examples.datamodule import ExampleDataModule
 from quintet.data.examples.enron import Enron
 from quintet.data.samples.enron import SampleEnron, write_enron_sample
 
-REAL = Path(__file__).parents[4] / "shared" / "data" / "enron1" / "enron1.zip"
+REAL = REPOSITORY.parent / "shared" / "data" / "enron1" / "enron1.zip"
 HAM = ["Subject: meter volume", "Subject: gas gas", "Subject: plant", "Subject: gas contract", "Subject: meter"]
 SPAM = ["Subject: cheap pills", "Subject: pills pills now", "Subject: prize", "Subject: cheap prize", "Subject: buy"]
 LOOSE = {"min_emails": 1, "max_words": None}

@@ -1,17 +1,16 @@
 """The real MNIST and dog-fish files; skipped where they are not there."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from harness import REPOSITORY
 
 from quintet.data.examples.datamodule import ExampleDataModule
 from quintet.data.examples.features import FrozenBackbone
 from quintet.data.examples.image_folder import ImageFolder
 from quintet.data.examples.mnist import Mnist
 
-REAL = Path(__file__).parents[3].parent / "shared" / "data"
+REAL = REPOSITORY.parent / "shared" / "data"
 
 
 def real(name):

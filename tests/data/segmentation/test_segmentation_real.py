@@ -1,15 +1,14 @@
 """The same code on real photographs in VOC's archive layout; skipped where they are not there."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from harness import REPOSITORY
 
 from quintet.data.segmentation.datamodule import IMAGENET_MEAN, SegmentationDataModule
 from quintet.data.segmentation.voc import VOC
 
-ARCHIVE = Path(__file__).parents[4] / "shared" / "data" / "voc2012_subset" / "VOCtrainval_subset.tar"
+ARCHIVE = REPOSITORY.parent / "shared" / "data" / "voc2012_subset" / "VOCtrainval_subset.tar"
 
 
 @pytest.fixture(scope="module")

@@ -3,15 +3,15 @@
 import gzip
 import hashlib
 import zipfile
-from pathlib import Path
 
 import pytest
+from harness import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quintet.metrics.captions.tokenizer import DROPPED, tokenize
 
-DATA = Path(__file__).resolve().parents[4] / "shared/data"
+DATA = REPOSITORY.parent / "shared/data"
 FLICKR8K, MULTI30K = DATA / "flickr8k/Flickr8k_text.zip", DATA / "multi30k/raw/train.en.gz"
 
 # our own sentences; the words are the output of stanford-corenlp-3.4.1.jar (PTBTokenizer -preserveLines -lowerCase) of

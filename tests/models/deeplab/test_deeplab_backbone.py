@@ -1,9 +1,8 @@
 """Backbones: torchvision's features at an output stride, weights from files, frozen parts, normalisation."""
 
-from pathlib import Path
-
 import pytest
 import torch
+from harness import REPOSITORY
 from random_networks import random_network, saved
 from torch import nn
 from torchvision import models
@@ -14,7 +13,7 @@ from quintet.models.deeplab.backbone import Backbone, BackboneConfig
 from quintet.models.frozen_norm import FrozenBatchNorm
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-WEIGHTS = Path(__file__).parents[3].parent / "shared" / "data" / "weights" / "mobilenet_v2.pth"
+WEIGHTS = REPOSITORY.parent / "shared" / "data" / "weights" / "mobilenet_v2.pth"
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])

@@ -2,18 +2,18 @@
 
 import io
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from crf_scenes import dense_filter, scene
+from harness import REPOSITORY
 from scipy.special import log_softmax, softmax
 
 from quintet.models.deeplab import crf_compiled, mean_field
 from quintet.models.deeplab.crf import CrfConfig, infer
 
-VOC = Path(__file__).parents[3].parent / "shared/data/voc2012_subset/VOCtrainval_subset.tar"
+VOC = REPOSITORY.parent / "shared/data/voc2012_subset/VOCtrainval_subset.tar"
 SIZES = [(1, 17, 2), (13, 1, 3), (7, 13, 8), (24, 31, 21), (10, 11, 30)]
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from harness import REPOSITORY
 from random_networks import random_network, saved
 from torch import nn
 from torchvision.transforms.functional import normalize
@@ -12,7 +13,7 @@ from quintet.common.errors import UserError
 from quintet.models.show_and_tell.encoder import Encoder, EncoderConfig
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-WEIGHTS = Path(__file__).parents[3].parent / "shared" / "data" / "weights" / "mobilenet_v2.pth"
+WEIGHTS = REPOSITORY.parent / "shared" / "data" / "weights" / "mobilenet_v2.pth"
 
 
 @pytest.mark.parametrize(

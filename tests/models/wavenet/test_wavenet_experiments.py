@@ -2,16 +2,16 @@
 
 import importlib
 import inspect
-from pathlib import Path
 
 import pytest
 import yaml
+from harness import REPOSITORY
 
 from quintet.common.optim import OptimizerConfig
 from quintet.models.wavenet.module import WaveNetModule
 from quintet.models.wavenet.network import WaveNetConfig
 
-CONF = Path(__file__).parents[3] / "conf"
+CONF = REPOSITORY / "conf"
 EXPERIMENTS = sorted((CONF / "experiment").glob("wavenet_*.yaml"))
 PROTOCOLS = ["copy_synthesis", "generate", "phones", "speaker_swap", "test"]
 
