@@ -12,10 +12,10 @@ from torch import distributed, nn
 from quintet.app import compose, config
 from quintet.app.build import build
 from quintet.app.strategies import SEND_BUFFERS, QuintetFSDP, learns_statistics, refuse_unshardable, strategy_of
+from quintet.backbones.frozen_norm import freeze_batch_norm
 from quintet.callbacks.ema import Ema
 from quintet.callbacks.two_stage import TwoStage
 from quintet.common.errors import UserError
-from quintet.models.frozen_norm import freeze_batch_norm
 
 
 def test_only_statistics_that_batch_norm_learns_are_sent():

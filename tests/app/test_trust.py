@@ -44,7 +44,7 @@ HOSTILE = [
     "quintet.data.archives.shutil.rmtree",
     "quintet.data.archives.FileLock",
     "quintet.data.store.build_once",
-    "quintet.models.pretrained.torch.load",
+    "quintet.backbones.pretrained.torch.load",
     "quintet.models.wavenet.module.WaveNetModule.load_from_checkpoint",
     "quintet.callbacks.checkpoint.load_checkpoint",
     "quintet.protocols.crf_search.np.load",

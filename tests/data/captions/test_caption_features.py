@@ -9,11 +9,11 @@ import pytest
 import torch
 from caption_files import captions_of, write_flickr8k, write_image, write_lines
 
+from quintet.backbones.encoder import Encoder, EncoderConfig
 from quintet.common.errors import UserError
 from quintet.data.captions import features
 from quintet.data.captions.datamodule import CaptionDataModule
 from quintet.data.captions.flickr8k import Flickr8k
-from quintet.models.show_and_tell.encoder import Encoder, EncoderConfig
 
 ENCODER = {"name": "resnet18", "weights": None, "image_size": 32}
 SMALL = {"batch_size": 6, "min_count": 1, "resize_size": 10, "crop_size": 8, "eval_batch_size": 2}

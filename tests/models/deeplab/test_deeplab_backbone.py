@@ -8,9 +8,9 @@ from torch import nn
 from torchvision import models
 from torchvision.transforms.functional import normalize
 
+from quintet.backbones.frozen_norm import FrozenBatchNorm
 from quintet.common.errors import UserError
 from quintet.models.deeplab.backbone import Backbone, BackboneConfig
-from quintet.models.frozen_norm import FrozenBatchNorm
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 WEIGHTS = REPOSITORY.parent / "shared" / "data" / "weights" / "mobilenet_v2.pth"

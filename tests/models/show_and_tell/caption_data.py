@@ -3,10 +3,10 @@
 import torch
 from torch.utils.data import DataLoader
 
+from quintet.backbones.encoder import Encoder, EncoderConfig
 from quintet.data.batches import CaptionBatch
 from quintet.data.exhibit import Exhibit
 from quintet.data.resumable import ResumableDataModule
-from quintet.models.show_and_tell.encoder import Encoder, EncoderConfig
 
 COLOURS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "white": (1, 1, 1)}
 WORDS = ["<pad>", "<bos>", "<eos>", "<unk>", "a", "over", *COLOURS]

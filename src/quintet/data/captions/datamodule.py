@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from quintet.backbones.encoder import EncoderConfig
 from quintet.common.errors import UserError
 from quintet.data.batches import CaptionBatch
 from quintet.data.captions.dataset import SERVED, CaptionDataset, as_is
@@ -25,7 +26,6 @@ from quintet.data.exhibit import Exhibit
 from quintet.data.group_order import GroupSampler, check_workers, group_ends
 from quintet.data.resumable import ResumableDataModule, ResumableLoader, ViewSampler
 from quintet.data.special_ids import EOS, UNKNOWN
-from quintet.models.show_and_tell.encoder import EncoderConfig
 
 log = logging.getLogger(__name__)
 

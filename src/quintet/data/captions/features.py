@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from quintet.backbones.encoder import Encoder, EncoderConfig
 from quintet.data.captions.table import CaptionTable
 from quintet.data.captions.views import Views
 from quintet.data.examples.store import ArrayInputs
 from quintet.data.store import build_once, digest
-from quintet.models.show_and_tell.encoder import Encoder, EncoderConfig
 
 log = logging.getLogger(__name__)
 FORMAT = 1  # raise when the computed features change

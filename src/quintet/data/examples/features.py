@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from quintet.backbones.pooled import AUXILIARY, head_of, native_size, normalisation, random_network, resized
+from quintet.backbones.pretrained import load_weights, read_weights, weights_key
 from quintet.common.errors import UserError
 from quintet.data.examples.dataset import to_images
 from quintet.data.examples.source import SPLITS, ExampleSource
 from quintet.data.examples.store import ArrowInputs
 from quintet.data.store import build_once, digest
-from quintet.models.pooled import AUXILIARY, head_of, native_size, normalisation, random_network, resized
-from quintet.models.pretrained import load_weights, read_weights, weights_key
 
 log = logging.getLogger(__name__)
 FORMAT = 1  # raise when the computed features change

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from quintet.backbones.frozen_norm import freeze_batch_norm
+from quintet.backbones.pooled import normalisation
+from quintet.backbones.pretrained import load_weights, no_such_network, read_weights
 from quintet.common.errors import UserError
 from quintet.models.deeplab import caffe
 from quintet.models.deeplab.atrous import out_channels, to_output_stride
-from quintet.models.frozen_norm import freeze_batch_norm
-from quintet.models.pooled import normalisation
-from quintet.models.pretrained import load_weights, no_such_network, read_weights
 
 KEY = "model.backbone"
 LAYOUTS = ("torchvision", "caffe")

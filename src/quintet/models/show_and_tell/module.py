@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.nn import functional as nnf
 
+from quintet.backbones.encoder import Encoder, EncoderConfig
 from quintet.common.checkpoints import plain, refuse_other_weights, start_from
 from quintet.common.distributed import batch_mean, over_ranks
 from quintet.common.errors import UserError
@@ -24,7 +25,6 @@ from quintet.models.rare_events.memory import MemoryConfig
 from quintet.models.rare_events.token_memory import RecallConfig, TokenMemory
 from quintet.models.show_and_tell.captioner import Captioner
 from quintet.models.show_and_tell.decoding import DecoderSpeaker, DecodingConfig, remembered
-from quintet.models.show_and_tell.encoder import Encoder, EncoderConfig
 from quintet.models.show_and_tell.network import Decoder, NetworkConfig, Standardise
 from quintet.models.show_and_tell.scheduled_sampling import ScheduledSampling, sampled_outputs
 from quintet.models.show_and_tell.top import LAST, top_of

@@ -9,8 +9,8 @@ from random_networks import random_network, saved
 from torch import nn
 from torchvision.transforms.functional import normalize
 
+from quintet.backbones.encoder import Encoder, EncoderConfig
 from quintet.common.errors import UserError
-from quintet.models.show_and_tell.encoder import Encoder, EncoderConfig
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 WEIGHTS = REPOSITORY.parent / "shared" / "data" / "weights" / "mobilenet_v2.pth"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
-from quintet.models.pretrained import IMAGENET, official
+from quintet.backbones.pretrained import IMAGENET, official
 
 HEADS = {"googlenet": "fc", "inception_v3": "fc", "resnet": "fc", "resnext": "fc", "wide_resnet": "fc", "regnet": "fc",
          "shufflenet": "fc", "mobilenet": "classifier", "efficientnet": "classifier", "mnasnet": "classifier",

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from quintet.common.errors import UserError
-from quintet.models.frozen_norm import freeze_batch_norm
-from quintet.models.pooled import (
+from quintet.backbones.frozen_norm import freeze_batch_norm
+from quintet.backbones.pooled import (
     HEADS,
     feature_width,
     head_of,
@@ -20,7 +19,8 @@ from quintet.models.pooled import (
     resized,
     without_auxiliary,
 )
-from quintet.models.pretrained import load_weights, no_such_network, read_weights, weights_key
+from quintet.backbones.pretrained import load_weights, no_such_network, read_weights, weights_key
+from quintet.common.errors import UserError
 
 KEY = "model.encoder"
 
