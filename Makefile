@@ -10,10 +10,10 @@ train: $(VENV)/.installed
 	$(BIN)/python train.py $(ARGS)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest --ignore=tests/slurm -n auto --maxprocesses=4 --dist=worksteal $(PYTEST_ARGS) # a process a core
+	$(BIN)/python -m pytest --ignore=tests/harness/cluster -n auto --maxprocesses=4 --dist=worksteal $(PYTEST_ARGS) # a process a core
 
 test-slurm: $(VENV)/.installed # on a SLURM that the tests start themselves; alone, for it is a matter of seconds
-	$(BIN)/python -m pytest tests/slurm -rs
+	$(BIN)/python -m pytest tests/harness/cluster -rs
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -24,7 +24,7 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 
 results: $(VENV)/.installed
-	$(BIN)/python -m quintet.results
+	$(BIN)/python -m quintet.harness.results
 
 bench: $(VENV)/.installed # all that need no data and no peers; kept by commit for benchmarks/compare.py
 	$(BIN)/python benchmarks/everything.py

@@ -2,7 +2,7 @@
 
 import sys
 
-from quintet.app import cli
+from quintet.harness import cli
 
 if __name__ == "__main__":
     sys.exit(cli.eval_main())

@@ -5,7 +5,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from quintet.app import cli
+from quintet.harness import cli
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

@@ -28,7 +28,7 @@ def one_line_errors():
     """A user's mistake ends the script with one line and exit code 1, as in train.py."""
     from omegaconf.errors import OmegaConfBaseException
 
-    from quintet.app.compose import explain
+    from quintet.harness.config.compose import explain
 
     try:
         yield
@@ -44,8 +44,9 @@ def compose_training(overrides: list[str], run_dir: Path):
     """The checked and resolved configuration that `train.py <overrides>` would run, with `run_dir` for its files."""
     from omegaconf import OmegaConf, open_dict
 
-    from quintet.app import cli, compose
-    from quintet.app.config import Origin, check
+    from quintet.harness import cli
+    from quintet.harness.config import compose
+    from quintet.harness.config.config import Origin, check
 
     assert cli  # registers the resolvers that conf/train.yaml uses
     cfg = compose.compose_checked("train", overrides)
@@ -60,7 +61,7 @@ def compose_training(overrides: list[str], run_dir: Path):
 
 def build_data(cfg, stage: str = "fit"):
     """The prepared data module of a configuration."""
-    from quintet.app.build import build
+    from quintet.harness.config.build import build
 
     datamodule = build(cfg.data)
     datamodule.prepare_data()
@@ -70,7 +71,7 @@ def build_data(cfg, stage: str = "fit"):
 
 def build_module(cfg, datamodule):
     """The model sized by the data; also tells the data module its receptive field, so that it works with no trainer."""
-    from quintet.app.build import build
+    from quintet.harness.config.build import build
 
     module = build(cfg.model, facts=datamodule.facts)
     if getattr(datamodule, "context", 0) is None:
@@ -102,7 +103,7 @@ def report(publish: str | None, rows: list[dict], title: str, **facts) -> None:
     """Print the rows, and write docs/results/PUBLISH.json if a name was given; `facts` as write_result takes them."""
     print_table(title, rows)
     if publish:
-        from quintet.results import write_result
+        from quintet.harness.results import write_result
 
         write_result(RESULTS / f"{publish}.json", title=title, rows=rows, **facts)
 

@@ -34,7 +34,7 @@ def warm_up() -> None:
     """Import what train.py would, and start nothing."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    names = ["quintet", *PACKAGES, "quintet.app.cli", "quintet.app.fit"]
+    names = ["quintet", *PACKAGES, "quintet.harness.cli", "quintet.harness.run.fit"]
     for room, parts in ROOMS.items():
         for part in parts:
             folder = REPOSITORY / "src" / "quintet" / room / part
@@ -84,7 +84,7 @@ class Life:
         """A callback in the run that this process makes."""
         from lightning.pytorch import Callback
 
-        from quintet.app import fit
+        from quintet.harness.run import fit
 
         notes, build_trainer = self._notes, fit.build_trainer
 

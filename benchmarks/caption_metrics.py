@@ -108,7 +108,7 @@ def timed(made: dict, java_seconds: float) -> list[dict]:
 def publish(args, cfg, title: str, rows: list[dict], seconds: float) -> None:
     from _common import data_name
 
-    from quintet.results import write_result
+    from quintet.harness.results import write_result
 
     write_result(RESULTS / f"{args.publish}.json", title=title, rows=rows,
                  protocol=f"pycocoevalcap 1.2, {java_version()}; the same captions as text to both",

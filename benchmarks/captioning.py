@@ -157,7 +157,7 @@ def bare_loop(module: Any, batches: list) -> float:
 
 def load(run: str, root: str | None) -> tuple[Any, Any]:
     """The run's module in eval mode and its data module with cached features."""
-    from quintet.protocols.second_run import load_run
+    from quintet.harness.run.second_run import load_run
 
     module, datamodule = load_run(run, root, "cpu")
     if module.joint:

@@ -34,8 +34,8 @@ LARGE = {  # name: the sample whose data it takes, and what makes the network th
 
 def measured(name: str, overrides: list[str], repeats: int, folder: Path) -> list[dict]:
     """Size, and medians of writing and reading."""
-    from quintet.app.fit import build_trainer
-    from quintet.callbacks.checkpoint import load_checkpoint
+    from quintet.harness.resume.checkpoint import load_checkpoint
+    from quintet.harness.run.fit import build_trainer
 
     cfg = compose_training(overrides, folder)
     cfg.trainer.update(max_epochs=1, limit_train_batches=1, limit_val_batches=0, num_sanity_val_steps=0)

@@ -13,7 +13,7 @@ from pathlib import Path
 from _common import one_line_errors
 
 from quintet.common.errors import UserError
-from quintet.results import read_result
+from quintet.harness.results import read_result
 
 LESS_IS_BETTER = ("s", "ms", "us", "MB", "MiB", "GB", "ms a batch", "s CPU")
 

@@ -44,7 +44,7 @@ def network_seconds(module, batch, repeats: int = 3) -> float:
 
 def measure(cfg, batches: int) -> list[dict]:
     """Result rows for every setting whose classes the data has."""
-    from quintet.app.build import build
+    from quintet.harness.config.build import build
 
     rows = []
     for width, length in SETTINGS:

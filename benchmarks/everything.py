@@ -15,7 +15,7 @@ from pathlib import Path
 
 from _common import REPOSITORY
 
-from quintet.results import commit
+from quintet.harness.results import commit
 
 SCRIPTS = {  # result: script and options
     "harness_startup": ["startup.py", "experiment=wavenet_sample", "trainer=cpu"],

@@ -325,7 +325,7 @@ def measure(paper: str, args: argparse.Namespace) -> bool:
     rows = run_all(setting, args.minutes, sections)
     print_table(f"{title} on {device_name(setting.device)}, torch {torch.__version__}", rows)
     if args.publish:
-        from quintet.results import write_result
+        from quintet.harness.results import write_result
 
         write_result(
             RESULTS / f"{paper}_{args.publish}.json",

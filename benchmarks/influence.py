@@ -29,7 +29,7 @@ from influence_accuracy import Accuracy, accuracy, memory, table
 from influence_cases import CASES, Candidate, Case
 
 from quintet.common.errors import UserError
-from quintet.results import commit, write_result
+from quintet.harness.results import commit, write_result
 
 HERE = Path(__file__).parent
 REMOVALS = 500

@@ -28,7 +28,7 @@ from quintet.common.errors import UserError
 
 COMMON = ["callbacks=quiet", "trainer=cpu", "trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1",
           "callbacks.last.every_n_steps=3"]  # fmt: skip
-AVERAGED = "+callbacks.ema={_target_: quintet.callbacks.ema.Ema, decay: 0.9}"
+AVERAGED = "+callbacks.ema={_target_: quintet.harness.callbacks.ema.Ema, decay: 0.9}"
 WAVENET = ["experiment=wavenet_sample", "model.network.stacks=1", "model.network.layers_per_stack=4",
            "model.network.residual_channels=8", "model.network.gate_channels=8", "model.network.skip_channels=8",
            "model.network.head_channels=8",
@@ -86,7 +86,7 @@ def dies_saving(place: str, which: int, share: float) -> Callable[[], None]:
     """What makes a start kill itself at its `which`-th checkpoint: with that share of it written, or all, or linked."""
 
     def prepare() -> None:
-        from quintet.callbacks import checkpoint as module
+        from quintet.harness.resume import checkpoint as module
 
         left = [which]
         save, keep = module.torch.save, module._keep_previous
@@ -213,7 +213,7 @@ def _one(name: str, folder: Path, kills: int, seed: int) -> int:
 
 def resumable(run: Path) -> bool:
     """Whether the run has a checkpoint to resume from."""
-    from quintet.callbacks.checkpoint import newest_checkpoint
+    from quintet.harness.resume.checkpoint import newest_checkpoint
 
     return newest_checkpoint(run / "checkpoints") is not None
 

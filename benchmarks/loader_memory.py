@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from _common import RESULTS, one_line_errors, parser
 
-from quintet.results import write_result
+from quintet.harness.results import write_result
 
 WORKERS = 2
 SMALL = ["data.resize_size=64", "data.crop_size=56"]  # pixels: what is measured is not the speed

@@ -52,7 +52,7 @@ CASES = {
     "captioning": Case(
         "Show and Tell, frozen batch norm, average of weights",
         [*CAPTIONS, "model.network.dropout=0", "model.encoder.frozen_bn=true", "data.source.num_val=7",
-         "data.eval_batch_size=2", "+callbacks.ema={_target_: quintet.callbacks.ema.Ema, decay: 0.9}",
+         "data.eval_batch_size=2", "+callbacks.ema={_target_: quintet.harness.callbacks.ema.Ema, decay: 0.9}",
          "callbacks.two_stage.epochs=1"],
         4, 13),
 }  # fmt: skip

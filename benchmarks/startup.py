@@ -43,7 +43,7 @@ def child(overrides: list[str], started: float) -> dict:
         from hydra.utils import get_class
         from lightning.pytorch import Callback
 
-        from quintet.app.fit import build_trainer
+        from quintet.harness.run.fit import build_trainer
 
         get_class(cfg.model._target_), get_class(cfg.data._target_)
         marks.append(time.time())

@@ -62,7 +62,7 @@ def train_lightning(cfg, steps: int, run_dir: Path) -> tuple[list[float], float]
     """Times at which each step of the house's own training run ended, and the last loss."""
     from lightning.pytorch import Callback
 
-    from quintet.app.fit import build_trainer
+    from quintet.harness.run.fit import build_trainer
 
     ends, losses, device = [], [], _device(cfg)
 

@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from harness import House
+from commands import House
 from hypothesis import settings
 
 import quintet  # noqa: F401  before Lightning: see quintet.common.compat

@@ -18,14 +18,15 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from quintet.app import cli, compose, config
-from quintet.app.signature import signature_of
 from quintet.common.errors import UserError
 from quintet.data.audio.decode import read_bytes, read_file
 from quintet.data.captions.coco import COCO
 from quintet.data.captions.csv_folder import CaptionCSV
 from quintet.data.captions.flickr8k import Flickr8k
 from quintet.data.segmentation.labels import as_rgb, open_picture, plain_map, read_labels
+from quintet.harness import cli
+from quintet.harness.config import compose, config
+from quintet.harness.config.signature import signature_of
 
 
 def one_line(error: BaseException, *names: str) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import REPOSITORY
+from commands import REPOSITORY
 from random_networks import random_network, saved
 from torch import nn
 from torchvision.transforms.functional import normalize

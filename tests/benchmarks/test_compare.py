@@ -6,7 +6,7 @@ import sys
 import pytest
 from bench_scripts import REPOSITORY
 
-from quintet.results import write_result
+from quintet.harness.results import write_result
 
 
 def folder(path, **values):

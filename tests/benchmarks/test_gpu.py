@@ -7,7 +7,7 @@ import pytest
 import torch
 from bench_scripts import _common, gpu, gpu_deeplab
 
-from quintet import results
+from quintet.harness import results
 
 Skip, row, run_section = _common.Skip, _common.row, _common.run_section
 

@@ -4,7 +4,7 @@ import inspect
 from importlib import import_module
 
 import pytest
-from harness import REPOSITORY
+from commands import REPOSITORY
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 

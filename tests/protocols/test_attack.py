@@ -9,9 +9,10 @@ import pytest
 from omegaconf import OmegaConf
 from scipy.stats import beta
 
-from quintet.app import cli, compose
-from quintet.app.fit import fit
 from quintet.common.errors import UserError
+from quintet.harness import cli
+from quintet.harness.config import compose
+from quintet.harness.run.fit import fit
 from quintet.models.influence.poison import PoisonedTraining
 from quintet.protocols.attack import Attack
 

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf, open_dict
 from PIL import Image
 
-from quintet.app import compose, config
-from quintet.app.evaluate import evaluate
-from quintet.app.fit import fit
 from quintet.common.errors import UserError
+from quintet.harness.config import compose, config
+from quintet.harness.run.evaluate import evaluate
+from quintet.harness.run.fit import fit
+from quintet.harness.run.second_run import load_run
 from quintet.metrics.captions.metrics import NAMES, scores
 from quintet.metrics.captions.tokenizer import tokenize
 from quintet.models.show_and_tell.ensemble import CaptionEnsemble
@@ -23,7 +24,6 @@ from quintet.protocols.caption_metrics import CaptionMetrics
 from quintet.protocols.caption_ranking import CaptionRanking, ranks_of, scores_of, summary
 from quintet.protocols.nearest_caption import NearestCaption, most_agreed, weighted_ngrams
 from quintet.protocols.novelty import Novelty
-from quintet.protocols.second_run import load_run
 from quintet.protocols.transfer import Transfer
 from quintet.protocols.word_neighbours import WordNeighbours
 

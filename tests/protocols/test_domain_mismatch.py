@@ -6,17 +6,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from harness import REPOSITORY
+from commands import REPOSITORY
 from omegaconf import OmegaConf
 from scipy.special import expit
 
-from quintet.app import cli, compose
-from quintet.app.build import build
-from quintet.app.evaluate import find_checkpoint, load_module
-from quintet.app.fit import fit
 from quintet.common.errors import UserError
 from quintet.data.examples.datamodule import ExampleDataModule
 from quintet.data.examples.diabetes import Diabetes
+from quintet.harness import cli
+from quintet.harness.config import compose
+from quintet.harness.config.build import build
+from quintet.harness.run.evaluate import find_checkpoint, load_module
+from quintet.harness.run.fit import fit
 from quintet.models.influence.module import ClassifierModule
 from quintet.models.influence.newton import Design, fit_logistic
 from quintet.models.influence.solvers.cg import ConjugateGradient

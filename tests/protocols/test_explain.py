@@ -11,10 +11,11 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
-from quintet.app import cli, compose
-from quintet.app.fit import fit
 from quintet.common.errors import UserError
 from quintet.data.exhibit import Exhibit
+from quintet.harness import cli
+from quintet.harness.config import compose
+from quintet.harness.run.fit import fit
 from quintet.models.influence.solvers.cg import ConjugateGradient
 from quintet.protocols import explain, panel
 from quintet.protocols.explain import Explain

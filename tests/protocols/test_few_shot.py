@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from harness import REPOSITORY
+from commands import REPOSITORY
 from memories import CLASSES, DRAWERS, SIDE, NoisyClasses, Plain, snapshot
 from scipy.stats import norm, sem
 

@@ -14,11 +14,12 @@ from scipy.special import softmax
 from scipy.stats import pearsonr, spearmanr
 from sklearn.linear_model import LogisticRegression
 
-from quintet.app import cli, compose
-from quintet.app.build import build
-from quintet.app.evaluate import find_checkpoint, load_module
-from quintet.app.fit import fit
 from quintet.common.errors import UserError
+from quintet.harness import cli
+from quintet.harness.config import compose
+from quintet.harness.config.build import build
+from quintet.harness.run.evaluate import find_checkpoint, load_module
+from quintet.harness.run.fit import fit
 from quintet.models.influence import chord_newton
 from quintet.models.influence.retrain import RetrainConfig
 from quintet.models.influence.solvers.cg import ConjugateGradient

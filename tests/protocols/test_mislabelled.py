@@ -8,11 +8,13 @@ import pytest
 from omegaconf import OmegaConf
 from sklearn.linear_model import LogisticRegression
 
-from quintet.app import cli, compose, evaluate
-from quintet.app.build import build
-from quintet.app.evaluate import find_checkpoint, load_module
-from quintet.app.fit import fit
 from quintet.common.errors import UserError
+from quintet.harness import cli
+from quintet.harness.config import compose
+from quintet.harness.config.build import build
+from quintet.harness.run import evaluate
+from quintet.harness.run.evaluate import find_checkpoint, load_module
+from quintet.harness.run.fit import fit
 from quintet.models.influence.solvers.cg import ConjugateGradient
 from quintet.models.influence.solvers.direct import Direct
 from quintet.protocols import mislabelled, mislabelled_table

@@ -9,10 +9,11 @@ import torch
 from omegaconf import OmegaConf
 from scipy.stats import spearmanr
 
-from quintet.app import cli, compose
-from quintet.app.fit import fit
+from quintet.harness import cli
+from quintet.harness.config import compose
+from quintet.harness.run.fit import fit
+from quintet.harness.run.second_run import load_run
 from quintet.protocols import rbf_vs_network
-from quintet.protocols.second_run import load_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:data.features.weights=null")
 T, L2 = 0.05, 0.001

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from quintet.callbacks.checkpoint import load_checkpoint
 from quintet.common.errors import UserError
+from quintet.harness.resume.checkpoint import load_checkpoint
 
 
 def plain(value: object) -> object:

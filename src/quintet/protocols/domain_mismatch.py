@@ -70,7 +70,7 @@ class DomainMismatch:
         if not names:
             raise UserError("the data has no named features to choose a group by: train with data=diabetes or enron")
         if self.feature not in names:
-            from quintet.app.config import suggest
+            from quintet.harness.config.config import suggest
 
             raise UserError(f"protocol.feature={self.feature!r} is no feature: {suggest(self.feature, list(names))}")
         return list(names).index(self.feature)

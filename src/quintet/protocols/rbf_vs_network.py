@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from quintet.common.errors import UserError
 from quintet.common.tables import write_csv
+from quintet.harness.run.second_run import load_run
 from quintet.models.influence.examples import Examples
 from quintet.models.influence.influence import influence
 from quintet.models.influence.losses import signs, smoothed
 from quintet.models.influence.rbf import RbfMachine
 from quintet.models.influence.solvers.interface import Solver
 from quintet.protocols.rbf_picture import Half, draw_halves
-from quintet.protocols.second_run import load_run
 
 RBF, NETWORK = "rbf", "network"
 BATCH = 200  # images at a time: one is 1.2 MB in float64

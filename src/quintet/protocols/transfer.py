@@ -45,9 +45,9 @@ class Transfer:
     def _other(self, datamodule):
         """The other data set, its images at the size and in the view of this one's."""
         # the app knows the protocols by their configuration only; no circle
-        from quintet.app.build import build
-        from quintet.app.compose import compose_config
         from quintet.data.captions.datamodule import CaptionDataModule
+        from quintet.harness.config.build import build
+        from quintet.harness.config.compose import compose_config
 
         if self.data is None:
             raise UserError(

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from quintet.common.errors import UserError
 from quintet.common.tables import write_csv
 from quintet.data.segmentation.labels import IGNORED
+from quintet.harness.run.second_run import load_run
 from quintet.metrics.segmentation import iou_of
-from quintet.protocols.second_run import load_run
 from quintet.protocols.segmentation import SegmentationProtocol, need_labels, need_segmentation
 
 SHOWN = {"miou": (1, 5, 10, 20, 40), "accuracy": (1, 5, 10, 20, 40)}  # widths whose numbers are returned

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import soundfile
-from harness import REPOSITORY
+from commands import REPOSITORY
 
 from quintet.data.audio.datamodule import AudioDataModule
 

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from harness import REPOSITORY
+from commands import REPOSITORY
 
 from quintet.common.errors import UserError
 from quintet.data.captions.datamodule import CaptionDataModule

@@ -5,7 +5,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from harness import REPOSITORY
+from commands import REPOSITORY
 from PIL import Image
 
 from quintet.data.episodes.datamodule import EpisodeDataModule

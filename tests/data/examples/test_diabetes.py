@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pandas
 import pytest
-from harness import REPOSITORY
+from commands import REPOSITORY
 from scipy.special import log_expit
 from sklearn.linear_model import LogisticRegression
 

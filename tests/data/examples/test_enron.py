@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from harness import REPOSITORY
+from commands import REPOSITORY
 from sklearn.linear_model import LogisticRegression
 
 from quintet.common.errors import UserError

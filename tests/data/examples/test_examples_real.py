@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from harness import REPOSITORY
+from commands import REPOSITORY
 
 from quintet.data.examples.datamodule import ExampleDataModule
 from quintet.data.examples.features import FrozenBackbone

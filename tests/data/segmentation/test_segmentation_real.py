@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from harness import REPOSITORY
+from commands import REPOSITORY
 
 from quintet.data.segmentation.datamodule import IMAGENET_MEAN, SegmentationDataModule
 from quintet.data.segmentation.voc import VOC

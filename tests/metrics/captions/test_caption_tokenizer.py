@@ -5,7 +5,7 @@ import hashlib
 import zipfile
 
 import pytest
-from harness import REPOSITORY
+from commands import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from harness import REPOSITORY
+from commands import REPOSITORY
 from random_networks import random_network, saved
 from torch import nn
 from torchvision import models

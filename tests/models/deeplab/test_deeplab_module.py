@@ -8,10 +8,10 @@ from sklearn.metrics import accuracy_score, jaccard_score
 from torch.func import functional_call, grad, vmap
 from torchvision import models
 
-from quintet.callbacks.checkpoint import AtomicCheckpointIO
 from quintet.common.errors import UserError
 from quintet.common.optim import OptimizerConfig, lr_factor
 from quintet.data.batches import SegmentationBatch
+from quintet.harness.resume.checkpoint import AtomicCheckpointIO
 from quintet.models.deeplab.backbone import BackboneConfig
 from quintet.models.deeplab.heads import NetworkConfig
 from quintet.models.deeplab.module import DeepLabModule

@@ -6,8 +6,8 @@ import tarfile
 import numpy as np
 import pytest
 import torch
+from commands import REPOSITORY
 from crf_scenes import dense_filter, scene
-from harness import REPOSITORY
 from scipy.special import log_softmax, softmax
 
 from quintet.models.deeplab import crf_compiled, mean_field

@@ -5,9 +5,9 @@ import torch
 from lightning import Trainer
 from torch.utils.data import DataLoader
 
-from quintet.callbacks.checkpoint import LastCheckpoint
-from quintet.callbacks.random_state import RandomState
 from quintet.data.batches import ExampleBatch
+from quintet.harness.resume.checkpoint import LastCheckpoint
+from quintet.harness.resume.random_state import RandomState
 from quintet.models.influence.module import ClassifierModule
 
 

@@ -10,9 +10,9 @@ from sklearn.linear_model import LogisticRegression
 from tables import Tables, blobs, classifier, fit, pictures
 from torch.func import functional_call
 
-from quintet.callbacks.checkpoint import LastCheckpoint, load_checkpoint
 from quintet.common.errors import UserError
 from quintet.common.optim import OptimizerConfig, lr_factor
+from quintet.harness.resume.checkpoint import LastCheckpoint, load_checkpoint
 from quintet.models.influence.module import ClassifierModule
 from quintet.models.influence.settings import check_labels
 

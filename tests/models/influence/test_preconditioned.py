@@ -4,8 +4,8 @@ import pytest
 import torch
 from tables import blobs, classifier, fit, pictures
 
-from quintet.callbacks.checkpoint import LastCheckpoint
 from quintet.common.errors import UserError
+from quintet.harness.resume.checkpoint import LastCheckpoint
 from quintet.models.influence.lbfgs import FitConfig
 
 CNN = {"kind": "all_cnn", "channels": [3, 3], "strides": [1, 2]}

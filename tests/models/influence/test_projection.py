@@ -5,8 +5,8 @@ import torch
 from tables import classifier, fit, pictures
 from torch import nn
 
-from quintet.callbacks.checkpoint import LastCheckpoint
 from quintet.common.errors import UserError
+from quintet.harness.resume.checkpoint import LastCheckpoint
 from quintet.models.influence.lbfgs import FitConfig
 from quintet.models.influence.projection import fit_top
 

@@ -7,8 +7,8 @@ from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.svm import SVC
 from tables import blobs, classifier, fit, pictures
 
-from quintet.callbacks.checkpoint import LastCheckpoint
 from quintet.common.errors import UserError
+from quintet.harness.resume.checkpoint import LastCheckpoint
 from quintet.models.influence import rbf
 from quintet.models.influence.module import ClassifierModule
 from quintet.models.influence.network import NetworkConfig

@@ -5,11 +5,11 @@ import torch
 from lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
-from quintet.callbacks.checkpoint import LastCheckpoint, load_checkpoint
-from quintet.callbacks.random_state import RandomState
 from quintet.common.errors import UserError
 from quintet.data.batches import EpisodeBatch
 from quintet.data.resumable import ResumableDataModule
+from quintet.harness.resume.checkpoint import LastCheckpoint, load_checkpoint
+from quintet.harness.resume.random_state import RandomState
 from quintet.models.rare_events.module import RareEventsModule, own_values
 
 FACTS = {"num_labels": 3, "batch_size": 2, "image_size": 8, "num_classes_train": 7}

@@ -9,11 +9,11 @@ import torch
 import yaml
 from omegaconf import OmegaConf, open_dict
 
-from quintet.app import compose, config
-from quintet.app.evaluate import evaluate
-from quintet.app.fit import fit
-from quintet.callbacks.checkpoint import load_checkpoint
 from quintet.common.errors import UserError
+from quintet.harness.config import compose, config
+from quintet.harness.resume.checkpoint import load_checkpoint
+from quintet.harness.run.evaluate import evaluate
+from quintet.harness.run.fit import fit
 from quintet.models.rare_events.memory import MemoryConfig
 from quintet.models.rare_events.neural_gpu import NeuralGPUConfig
 from quintet.models.rare_events.token_memory import RecallConfig

@@ -4,11 +4,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf, open_dict
 
-from quintet.app import compose, config
-from quintet.app.evaluate import evaluate
-from quintet.app.fit import fit
-from quintet.callbacks.checkpoint import load_checkpoint
 from quintet.common.errors import UserError
+from quintet.harness.config import compose, config
+from quintet.harness.resume.checkpoint import load_checkpoint
+from quintet.harness.run.evaluate import evaluate
+from quintet.harness.run.fit import fit
 
 TINY = [
     *("experiment=captioning_sample", "trainer=cpu", "callbacks=quiet", "trainer.enable_progress_bar=false"),

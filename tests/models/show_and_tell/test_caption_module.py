@@ -7,10 +7,10 @@ import torch
 from caption_data import CAPTIONS, ENCODER, WORDS, Captions
 from lightning import Callback, Trainer, seed_everything
 
-from quintet.callbacks.checkpoint import AtomicCheckpointIO, LastCheckpoint
-from quintet.callbacks.random_state import RandomState
-from quintet.callbacks.two_stage import TwoStage
 from quintet.common.errors import UserError
+from quintet.harness.callbacks.two_stage import TwoStage
+from quintet.harness.resume.checkpoint import AtomicCheckpointIO, LastCheckpoint
+from quintet.harness.resume.random_state import RandomState
 from quintet.models.influence.examples import Examples
 from quintet.models.influence.influence import influence
 from quintet.models.influence.linear_risk import make_risk

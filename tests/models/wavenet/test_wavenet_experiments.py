@@ -5,7 +5,7 @@ import inspect
 
 import pytest
 import yaml
-from harness import REPOSITORY
+from commands import REPOSITORY
 
 from quintet.common.optim import OptimizerConfig
 from quintet.models.wavenet.module import WaveNetModule

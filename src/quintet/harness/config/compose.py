@@ -1,0 +1,199 @@
+"""Composing configurations outside `hydra.main`: saved runs, overrides on top, and readable refusals."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from quintet.common.errors import UserError
+from quintet.harness.config import resolvers  # noqa: F401  conf/ uses them
+from quintet.harness.config.config import CONF, Origin, check_target, suggest, targets
+from quintet.harness.config.signature import signature_of
+from quintet.harness.config.trust import check_name, guard_composition, plain_config, read_saved, refuse_links
+
+guard_composition()
+OPTUNA_SWEEPER = "hydra-optuna-sweeper==1.3.0"  # it asks for Optuna 2, and works with 5
+
+
+def compose_config(root: str, overrides: list[str]) -> DictConfig:
+    """conf/<root>.yaml with overrides, as Hydra composes it."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra_compose(root, overrides=overrides)
+
+
+def compose_checked(root: str, overrides: list[str]) -> DictConfig:
+    """As `compose_config`, adding keys that a constructor takes though its yaml leaves them out."""
+    while True:
+        try:
+            return compose_config(root, overrides)
+        except Exception as error:
+            match = re.search(r"Could not override '([^']+)'", str(error))
+            if match is None:
+                raise
+            overrides = add_if_legal(match.group(1), overrides, root)
+
+
+def add_if_legal(key: str, argv: list[str], root: str = "train") -> list[str]:
+    """`key=value` -> `++key=value` when the constructor around `key` takes it; else UserError with near names."""
+    bad = [a for a in argv if a.split("=")[0] == key]
+    others = [_unswept(a) for a in argv if "=" in a and a not in bad and not a.startswith("-")]
+    cfg = compose_checked(root, others)
+    parent, _, leaf = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent) if parent else cfg
+    while parent and node is None:  # report the first part of the path that does not exist
+        parent, _, leaf = parent.rpartition(".")
+        node = OmegaConf.select(cfg, parent) if parent else cfg
+    legal = [str(k) for k in node if not str(k).startswith("_")] if isinstance(node, DictConfig) else []
+    target = node.get("_target_") if isinstance(node, DictConfig) else None
+    signature = signature_of(target) if target else None
+    if signature is not None:
+        if f"{parent}.{leaf}" == key and leaf in signature.parameters:
+            return [f"++{a}" if a in bad else a for a in argv]
+        legal = sorted(set(legal) | set(signature.parameters))
+    elif parent:
+        described = _nested_fields(cfg, parent)
+        if leaf in described and f"{parent}.{leaf}" == key:
+            return [f"++{a}" if a in bad else a for a in argv]
+        legal = sorted(set(legal) | set(described))
+    if not parent:
+        legal = sorted(set(legal) | set(groups()))
+    shown = f"{parent}.{leaf}" if parent else leaf
+    raise UserError(f"unknown key '{shown}' on the command line: {suggest(leaf, legal)}")
+
+
+def _unswept(override: str) -> str:
+    """The first value of a sweep, `seed=1,2` -> `seed=1`; other overrides as they are."""
+    parsed = OverridesParser.create().parse_override(override)
+    if not parsed.is_sweep_override() or not parsed.is_discrete_sweep():
+        return override
+    return f"{parsed.get_key_element()}={next(iter(parsed.sweep_string_iterator()))}"
+
+
+def _nested_fields(cfg: DictConfig, path: str) -> dict[str, str]:
+    """Fields of the dataclass that describes a plain nested node such as model.network."""
+    outer, _, name = path.rpartition(".")
+    node = OmegaConf.select(cfg, outer) if outer else None
+    signature = signature_of(node._target_) if isinstance(node, DictConfig) and "_target_" in node else None
+    inner = signature.nested.get(name) if signature else None
+    described = signature_of(inner) if inner else None
+    return described.parameters if described else {}
+
+
+def groups() -> list[str]:
+    """Names of the config groups."""
+    return sorted(p.name for p in CONF.iterdir() if p.is_dir())
+
+
+def explain(error: BaseException) -> str:
+    """Hydra's and OmegaConf's complaints as one line with the nearest legal names."""
+    text = str(error)
+    missing = re.search(r"Could not find '([^']+)/([^'/]+)'", text) or re.search(
+        r"In '[^']*': Could not find '([^']+)/([^']+)'", text
+    )
+    if missing:
+        group, choice = missing.groups()
+        if (group, choice) == ("hydra/sweeper", "optuna"):
+            return f"this search needs Optuna: pip install optuna==5.0.0 && pip install --no-deps {OPTUNA_SWEEPER}"
+        options = [p.stem for p in (CONF / group).glob("*.yaml")]
+        return f"unknown {group}={choice}: {suggest(choice, options)}"
+    group = re.search(r"Could not override '([^']+)'\.\s*No match in the defaults list", text)
+    if group:
+        key = group.group(1).lstrip("/")
+        return f"unknown key '{key}': {suggest(key, [*groups(), 'name', 'seed', 'compile', 'resume', 'run_id'])}"
+    return re.sub(r"\s+", " ", text.split("\nSee https")[0]).strip()
+
+
+def saved_config(run: Path) -> DictConfig:
+    """The configuration that a run directory holds."""
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"'{run}' is no run directory: it has no config.yaml (runs lie under logs/<name>/<run_id>)")
+    refuse_links(run)
+    return read_saved(path)
+
+
+def config_of(run: str | None, ckpt: Any) -> DictConfig:
+    """Configuration of a run directory, or the copy that every checkpoint carries; of several, the first one's."""
+    if ckpt and not isinstance(ckpt, str):
+        ckpt = ckpt[0]
+    if run or (ckpt and Path(ckpt).is_dir()):
+        return saved_config(Path(run or ckpt))
+    if not ckpt:
+        raise UserError("say what to evaluate: run=logs/<name>/<run_id> or ckpt=<file>.ckpt")
+    from quintet.harness.resume.checkpoint import load_checkpoint
+
+    stored = load_checkpoint(Path(ckpt)).get("quintet_config")
+    if stored is None:
+        raise UserError(f"'{ckpt}' was not written by this repository: it holds no 'quintet_config'")
+    refuse_links(Path(ckpt).parent, within="eval")  # where results are written
+    return plain_config(stored, f"'{ckpt}'")
+
+
+def apply_overrides(cfg: DictConfig, overrides: list[str], root: str) -> None:
+    """Set `key=value` and `group=option` on a saved configuration; unknown keys stop with the nearest names."""
+    for parsed in OverridesParser.create().parse_overrides(overrides):
+        key = parsed.key_or_group
+        if key in groups():
+            node = compose_config(root, [parsed.input_line])
+            with open_dict(cfg):
+                cfg[key] = OmegaConf.to_container(node[key], resolve=True)
+            continue
+        _set(cfg, key, parsed.value(), added=parsed.is_add() or parsed.is_force_add())
+
+
+def _set(cfg: DictConfig, key: str, value: Any, added: bool) -> None:
+    parent, _, leaf = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent) if parent else cfg
+    if not isinstance(node, DictConfig):
+        raise UserError(f"unknown key '{key}' on the command line: the saved run has no '{parent}'")
+    legal = [str(k) for k in node]
+    target = node.get("_target_")
+    described = signature_of(target).parameters if target and signature_of(target) else _nested_fields(cfg, parent)
+    if leaf not in legal and leaf not in described and not added:
+        raise UserError(f"unknown key '{key}' on the command line: {suggest(leaf, sorted({*legal, *described}))}")
+    old = node.get(leaf)
+    with open_dict(node):
+        node[leaf] = value
+    if key == "data.root" and isinstance(old, str):
+        _move_root(node, old, value)
+
+
+def _move_root(node: DictConfig, old: str, new: str) -> None:
+    """A saved configuration is resolved: paths below the old data root follow the new one."""
+    for key, value in list(node.items()):
+        if isinstance(value, DictConfig):
+            _move_root(value, old, new)
+        elif isinstance(value, str) and (value == old or value.startswith(old.rstrip("/") + "/")):
+            node[key] = new + value[len(old) :]
+
+
+def check_request(request: DictConfig, origin: Origin) -> None:
+    """The `_target_` nodes of an eval request against their signatures; one device only (design decision 4)."""
+    if request.publish is not None:
+        check_name("publish", request.publish)
+    for path, node in targets(OmegaConf.to_container(request, resolve=False)):
+        check_target(path, node, origin)
+    if str(request.trainer.get("devices")) not in ("1", "auto") or int(request.trainer.get("num_nodes") or 1) > 1:
+        raise UserError("eval.py runs on one device, so that no padded duplicate is counted: leave trainer.devices=1")
+
+
+def eval_help() -> str:
+    """Text of `python eval.py --help`."""
+    protocols = ", ".join(sorted(p.stem for p in (CONF / "protocol").glob("*.yaml")))
+    return (
+        "Evaluate a run on one device, or do something with it.\n\n"
+        "  python eval.py run=logs/<name>/<run_id> [protocol=NAME] [protocol.key=value] [key=value ...]\n"
+        "  python eval.py ckpt=<file>.ckpt ...\n"
+        "  python eval.py ckpt=[<run or file>,<another>,...] ...    (an ensemble, of captioners)\n\n"
+        f"protocols: {protocols}\n"
+        "publish=NAME writes docs/results/NAME.json; debug=true shows tracebacks;\n"
+        "every other key=value goes on top of the run's own configuration (data.root=..., data.batch_size=...)."
+    )

@@ -1,0 +1,1 @@
+"""What `python eval.py run=... protocol=<name>` can do with a trained run beyond the test loop."""

@@ -1,0 +1,146 @@
+"""A misspelt key, wherever it stands, stops with one line: the key, where it stands, the nearest legal names."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from quintet.common.errors import UserError
+from quintet.harness import cli
+from quintet.harness.config import compose, config
+
+
+def composed(*overrides):
+    """A training configuration without Hydra's run time values."""
+    cfg = compose.compose_checked("train", ["name=test", "run_dir=logs/test", "run_id=x", *overrides])
+    config.check(cfg, config.Origin(tuple(overrides)))
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ("override", "near"),
+    [
+        ("data.bach_size=8", "batch_size"),
+        ("trainer.max_step=3", "max_steps"),
+        ("model.network.kernel_sise=3", "kernel_size"),
+        ("model.optimizer.lrr=1", "lr"),
+        ("sed=7", "seed"),
+        ("trainer.gradient_clip=1", "gradient_clip_val"),
+        ("datta.batch_size=1", "data"),
+    ],
+)
+def test_command_line(override, near):
+    with pytest.raises(UserError) as caught:
+        composed(override)
+    message = str(caught.value)
+    assert near in message and "command line" in message and "\n" not in message
+    assert override.split("=")[0].split(".")[0] in message
+
+
+@pytest.mark.parametrize("override", ["+data.bach_size=8", "++model.network.kernel_sise=3", "+sed=7"])
+def test_forced_addition_is_still_checked(override):
+    with pytest.raises(UserError, match="unknown key"):
+        composed(override)
+
+
+def test_a_legal_key_that_the_yaml_leaves_out_is_added():
+    assert composed("trainer.max_time=00:00:01:00", "trainer.detect_anomaly=true").trainer.detect_anomaly is True
+
+
+def test_a_legal_key_is_added_beside_a_sweep():
+    sweep = ["model=logistic_regression,all_cnn", "data=digits_sample", "seed=range(1,3)", "model.optimizer.lr=1,2"]
+    assert compose.add_if_legal("model.optimizer.lr", sweep) == [*sweep[:-1], "++model.optimizer.lr=1,2"]
+
+
+@pytest.mark.parametrize("choice", ["model=wavnet", "data=vctc", "experiment=wavenet_smple"])
+def test_unknown_option_names_the_nearest(choice):
+    with pytest.raises(Exception) as caught:
+        composed(choice)
+    message = cli.user_message(caught.value)
+    assert "did you mean" in message and "\n" not in message
+
+
+def test_experiment_file(tmp_path, monkeypatch):
+    folder = config.CONF / "experiment"
+    bad = folder / "zz_test_bad_key.yaml"
+    bad.write_text("# @package _global_\ndata:\n  bach_size: 8\n")
+    try:
+        cfg = compose.compose_config("train", ["name=t", "run_dir=x", "run_id=x", "experiment=zz_test_bad_key"])
+        origin = config.Origin((), (("experiment", "zz_test_bad_key"),))
+        with pytest.raises(UserError) as caught:
+            config.check(cfg, origin)
+    finally:
+        bad.unlink()
+    assert "data.bach_size" in str(caught.value)
+    assert "conf/experiment/zz_test_bad_key.yaml" in str(caught.value)
+    assert "batch_size" in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["data.batch_size=many", "seed=1.5", "trainer.num_nodes=null"])
+def test_wrong_type(override):
+    with pytest.raises(UserError, match="must be"):
+        composed(override)
+
+
+def test_a_strangers_target_is_refused():
+    cfg = composed()
+    OmegaConf.set_struct(cfg, False)
+    cfg.callbacks.evil = {"_target_": "os.system", "command": "true"}
+    with pytest.raises(UserError, match="not allowed"):
+        config.check(cfg, config.Origin())
+    from quintet.harness.config.build import build
+
+    with pytest.raises(UserError, match="not allowed"):
+        build({"_target_": "subprocess.run", "args": ["true"]})
+
+
+def test_a_pair_that_does_not_fit_names_the_data_that_does():
+    cfg = composed()
+    cfg.data = {"_target_": "quintet.data.resumable.ResumableDataModule"}
+    with pytest.raises(UserError) as caught:
+        config.check(cfg, config.Origin())
+    assert "AudioBatch" in str(caught.value) and "vctk" in str(caught.value)
+
+
+def test_multirun_with_ddp_is_refused():
+    cfg = composed("trainer=ddp_cpu")
+    with pytest.raises(UserError, match="multirun"):
+        config.check_multirun(cfg, "MULTIRUN", "basic")
+    config.check_multirun(cfg, "RUN", "basic")
+    config.check_multirun(cfg, "MULTIRUN", "submitit_slurm")
+    config.check_multirun(composed("trainer=ddp_cpu", "trainer.strategy=ddp_fork"), "MULTIRUN", "basic")
+
+
+def every(group):
+    return sorted(p.stem for p in (config.CONF / group).glob("*.yaml"))
+
+
+def test_every_data_config_fits_a_model_and_every_model_some_data():
+    eats, gives = (
+        {option: config._batch_type(config.CONF / group / f"{option}.yaml") for option in every(group)}
+        for group in ("model", "data")
+    )
+    assert set(eats.values()) == set(gives.values())
+    for data, given in gives.items():
+        for model in (model for model, eaten in eats.items() if eaten == given):
+            composed(f"model={model}", f"data={data}")
+
+
+def test_a_pair_of_two_papers_is_refused():
+    with pytest.raises(UserError, match=r"eats AudioBatch.*gives EpisodeBatch: choose data=.*vctk_sample"):
+        composed("model=wavenet", "data=glyphs_sample")
+    with pytest.raises(UserError, match=r"eats EpisodeBatch.*choose data=glyphs_sample \| omniglot$"):
+        composed("model=rare_events", "data=vctk_sample")
+
+
+@pytest.mark.parametrize("group", ["trainer", "callbacks", "logger", "debug", "experiment", "launcher"])
+def test_every_option_composes_and_passes_the_check(group):
+    assert every(group)
+    for option in every(group):
+        value = f"'{option}'" if option in ("true", "false") else option
+        composed(f"{group}={value}")
+
+
+def test_every_protocol_passes_the_check():
+    for option in every("protocol"):
+        request = compose.compose_checked("eval", [f"protocol={option}", "run=x"])
+        compose.check_request(request, config.Origin())
+        assert request.protocol._target_.startswith("quintet.protocols.")
