@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from _common import report
-
 from quintet.models.wavenet.generate import generate
-from quintet.models.wavenet.network import WaveNet, WaveNetConfig
+
+from quintet.papers.wavenet.network import WaveNet, WaveNetConfig
 
 SIZE = "30 layers in 3 stacks, kernel 2, residual 64, gate 64, skip and head 256, 256 classes"
 
@@ -108,8 +108,8 @@ def multiply_adds(network: WaveNet) -> int:
 
 def machine_limit(network: WaveNet) -> float:
     """Multiply-adds per second of plain matrix-vector products over as many weights, on every thread at once."""
-    from quintet.models.wavenet.generate.compiled import _aligned, _pack
-    from quintet.models.wavenet.generate.kernels import product
+    from quintet.papers.wavenet.generate.compiled import _aligned, _pack
+    from quintet.papers.wavenet.generate.kernels import product
 
     threads, width = torch.get_num_threads(), 128
     count = multiply_adds(network) // (threads * 64 * width)

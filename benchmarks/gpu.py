@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # a GPU ma
 
 from _common import RESULTS, Skip, print_table, require, row, run_section
 
-from quintet.models.wavenet.network import WaveNet, WaveNetConfig
+from quintet.papers.wavenet.network import WaveNet, WaveNetConfig
 
 ROUNDS = 3
 SPEAKERS, CHANNELS, HOP = 4, 16, 160
@@ -123,7 +123,7 @@ def forward_against_cpu(setting: Setting) -> Iterator[dict]:
 
 
 def _generate(setting: Setting, network: WaveNet, count: int, batch: int, backend: str, **options):
-    from quintet.models.wavenet.generate.interface import generate
+    from quintet.papers.wavenet.generate.interface import generate
 
     speakers = setting.speakers(batch).to(setting.device)
     return generate(network, count, speaker_b=speakers, batch_size=batch, backend=backend, seed=3, **options)
@@ -222,7 +222,7 @@ def lightning_precision(setting: Setting, precision: str) -> Iterator[dict]:
     import lightning
 
     from quintet.data.batches import AudioBatch
-    from quintet.models.wavenet.module import WaveNetModule
+    from quintet.papers.wavenet.module import WaveNetModule
 
     mask = torch.ones(setting.batch, setting.chunk, dtype=torch.bool)
     batch = AudioBatch(

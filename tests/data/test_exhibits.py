@@ -18,7 +18,7 @@ from quintet.data.samples.pairs import SamplePairs
 from quintet.data.samples.vctk import SampleVCTK
 from quintet.models.rare_events.module import RareEventsModule
 from quintet.models.rare_events.sequence_module import SymbolModule, TranslationModule
-from quintet.models.wavenet.module import WaveNetModule
+from quintet.papers.wavenet.module import WaveNetModule
 
 RATE, CHUNK = 8000, 800
 WAVENET = {f"{part}_channels": 8 for part in ("residual", "gate", "skip", "head")} | {"layers_per_stack": 4}

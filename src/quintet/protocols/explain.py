@@ -155,7 +155,7 @@ def solver_text(solver: Solver, result: InfluenceResult) -> str:
 def write_sound(stem: Path, query: Exhibit, cards: dict[str, list[Card]]) -> None:
     """The query and what is beside it in the picture, where they are sounds."""
     named = {"": query} | {f"_{k}_{n}": c.exhibit for k in KINDS for n, c in enumerate(cards[k], 1)}
-    from quintet.models.wavenet.media import to_wav
+    from quintet.papers.wavenet.media import to_wav
 
     for ending, exhibit in named.items():
         if exhibit.audio is not None:

@@ -105,7 +105,7 @@ def _show_image(axis, exhibit: Exhibit) -> None:
 
 def _show_sound(wave, spectrum, card: Card, kind: str) -> None:
     """Waveform over spectrogram; windows of a group are shaded by their own influence."""
-    from quintet.models.wavenet.media import log_spectrogram
+    from quintet.papers.wavenet.media import log_spectrogram
 
     audio, rate = card.exhibit.audio, card.exhibit.sample_rate
     seconds = len(audio) / rate

@@ -14,7 +14,7 @@ TARGETS = [
     "lightning.pytorch.callbacks.ModelCheckpoint",
     "lightning.pytorch.callbacks.RichProgressBar",
     "lightning.pytorch.loggers.CSVLogger",
-    "quintet.models.wavenet.module.WaveNetModule",
+    "quintet.papers.wavenet.module.WaveNetModule",
     "quintet.data.audio.datamodule.AudioDataModule",
     "quintet.harness.callbacks.media.Media",
     "quintet.data.samples.vctk.SampleVCTK",
@@ -31,18 +31,18 @@ def test_equals_inspect(target):
 
 
 def test_nested_dataclass_is_found():
-    nested = signature_of("quintet.models.wavenet.module.WaveNetModule").nested
+    nested = signature_of("quintet.papers.wavenet.module.WaveNetModule").nested
     assert nested["network"].endswith("WaveNetConfig")
     assert "kernel_size" in signature_of(nested["network"]).parameters
 
 
 def test_batch_type_is_read_from_the_class_body():
-    assert class_attribute("quintet.models.wavenet.module.WaveNetModule", "batch_type") == "AudioBatch"
+    assert class_attribute("quintet.papers.wavenet.module.WaveNetModule", "batch_type") == "AudioBatch"
     assert class_attribute("quintet.data.audio.datamodule.AudioDataModule", "batch_type") == "AudioBatch"
 
 
 def test_what_does_not_exist_is_none():
-    assert signature_of("quintet.models.wavenet.module.Nothing") is None
+    assert signature_of("quintet.papers.wavenet.module.Nothing") is None
     assert module_file("no_such_package.thing") is None
 
 

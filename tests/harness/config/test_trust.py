@@ -46,7 +46,7 @@ HOSTILE = [
     "quintet.data.archives.FileLock",
     "quintet.data.store.build_once",
     "quintet.backbones.pretrained.torch.load",
-    "quintet.models.wavenet.module.WaveNetModule.load_from_checkpoint",
+    "quintet.papers.wavenet.module.WaveNetModule.load_from_checkpoint",
     "quintet.harness.resume.checkpoint.load_checkpoint",
     "quintet.protocols.crf_search.np.load",
     "quintet..data.store.ListColumn",

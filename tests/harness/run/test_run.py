@@ -48,7 +48,7 @@ def test_run_directory(whole):
 def test_checkpoint_is_plain_and_self_contained(whole):
     stored = torch.load(whole / "checkpoints" / "best.ckpt", weights_only=True)
     assert stored["quintet_config"]["model"]["_target_"].endswith("WaveNetModule")
-    from quintet.models.wavenet.module import WaveNetModule
+    from quintet.papers.wavenet.module import WaveNetModule
 
     module = WaveNetModule.load_from_checkpoint(whole / "checkpoints" / "best.ckpt", map_location="cpu")
     assert module.receptive_field > 1

@@ -19,8 +19,8 @@ from quintet.models.influence.softmax_risk import SoftmaxParts, SoftmaxRisk
 from quintet.models.influence.solvers.cg import ConjugateGradient
 from quintet.models.influence.solvers.direct import Direct, dense_hessian
 from quintet.models.influence.top import at_the_top
-from quintet.models.wavenet.module import WaveNetModule
-from quintet.models.wavenet.network import WaveNetConfig
+from quintet.papers.wavenet.module import WaveNetModule
+from quintet.papers.wavenet.network import WaveNetConfig
 
 B, T, F, C = 7, 5, 3, 4
 

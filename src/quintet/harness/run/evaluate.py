@@ -78,7 +78,7 @@ def run_protocol(protocol: Any, node: DictConfig, trainer: Any, module: Any, dat
 
 
 def protocol_name(node: DictConfig) -> str:
-    """`quintet.protocols.generate.Generate` -> `generate`."""
+    """`quintet.papers.wavenet.protocols.generate.Generate` -> `generate`."""
     return node._target_.split(".")[-2]
 
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quintet.models.wavenet.conditioning import ContextStack
-from quintet.models.wavenet.generate.queues import QueuedStack
-from quintet.models.wavenet.network import WaveNet
+from quintet.papers.wavenet.conditioning import ContextStack
+from quintet.papers.wavenet.generate.queues import QueuedStack
+from quintet.papers.wavenet.network import WaveNet
 
 SPAN = 2000  # samples between two looks at Python: keeps Ctrl-C alive and the conditioning of a span small
 

@@ -6,7 +6,7 @@ import torch
 from quintet.data.audio import mulaw
 from quintet.data.audio.recording import Recording
 from quintet.data.batches import AudioBatch
-from quintet.models.wavenet.module import WaveNetModule
+from quintet.papers.wavenet.module import WaveNetModule
 
 TINY = {
     "layers_per_stack": 4,

@@ -7,7 +7,7 @@ import torch
 
 from quintet.common.errors import UserError
 from quintet.common.tables import plot_matrix, write_csv
-from quintet.models.wavenet.metrics import NATS_PER_BIT
+from quintet.metrics.audio import NATS_PER_BIT
 
 
 class SpeakerSwap:

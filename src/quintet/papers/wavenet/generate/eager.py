@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from quintet.models.wavenet.generate.plan import Plan
-from quintet.models.wavenet.generate.queues import QueuedStack
+from quintet.papers.wavenet.generate.plan import Plan
+from quintet.papers.wavenet.generate.queues import QueuedStack
 
 
 class EagerBackend:

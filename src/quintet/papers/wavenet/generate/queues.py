@@ -6,7 +6,7 @@ Legend: b batch, k blocks, j past taps, r residual, g 2 * gate channels, z gate 
 import torch
 from torch import Tensor
 
-from quintet.models.wavenet.layers import DilatedStack
+from quintet.papers.wavenet.layers import DilatedStack
 
 
 class QueuedStack:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quintet.models.wavenet.generate.kernels import follow, lead, solo
-from quintet.models.wavenet.generate.plan import Plan
-from quintet.models.wavenet.generate.vector import LANES, TILES
+from quintet.papers.wavenet.generate.kernels import follow, lead, solo
+from quintet.papers.wavenet.generate.plan import Plan
+from quintet.papers.wavenet.generate.vector import LANES, TILES
 
 Net = namedtuple(
     "Net",

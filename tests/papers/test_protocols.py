@@ -16,12 +16,16 @@ from quintet.data.audio.features.linguistic import HTSLabels
 from quintet.data.audio.features.mel import MelSpectrogram
 from quintet.data.samples.vctk import SampleVCTK
 from quintet.harness.run.test import Test
-from quintet.models.wavenet.metrics import NATS_PER_BIT
-from quintet.models.wavenet.module import WaveNetModule
-from quintet.protocols.copy_synthesis import CopySynthesis, log_spectral_distance, mel_cepstral_distortion
-from quintet.protocols.generate import Generate, features_of, read_wav
-from quintet.protocols.phones import Phones, training_counts, viterbi
-from quintet.protocols.speaker_swap import SpeakerSwap
+from quintet.metrics.audio import NATS_PER_BIT
+from quintet.papers.wavenet.module import WaveNetModule
+from quintet.papers.wavenet.protocols.copy_synthesis import (
+    CopySynthesis,
+    log_spectral_distance,
+    mel_cepstral_distortion,
+)
+from quintet.papers.wavenet.protocols.generate import Generate, features_of, read_wav
+from quintet.papers.wavenet.protocols.phones import Phones, training_counts, viterbi
+from quintet.papers.wavenet.protocols.speaker_swap import SpeakerSwap
 
 
 def test_the_default_protocol_adds_nothing(trained, tones, tmp_path):

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from quintet.common.errors import UserError
-from quintet.models.wavenet.conditioning import TransposedUpsampling, upsampling_strides
-from quintet.models.wavenet.network import WaveNet, WaveNetConfig, describe_receptive_field
+from quintet.papers.wavenet.conditioning import TransposedUpsampling, upsampling_strides
+from quintet.papers.wavenet.network import WaveNet, WaveNetConfig, describe_receptive_field
 
 SMALL = {
     "layers_per_stack": 3,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quintet.common.errors import UserError
-from quintet.models.wavenet.layers import DilatedStack, FrontConvolution
+from quintet.papers.wavenet.layers import DilatedStack, FrontConvolution
 
 
 class GlobalConditioning(nn.Module):

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from quintet.models.wavenet.generate.eager import EagerBackend, draw
-from quintet.models.wavenet.generate.plan import Plan
+from quintet.papers.wavenet.generate.eager import EagerBackend, draw
+from quintet.papers.wavenet.generate.plan import Plan
 
 
 class CudaGraphBackend(EagerBackend):

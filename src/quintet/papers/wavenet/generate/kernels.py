@@ -6,7 +6,7 @@ All widths are padded to multiples of LANES with zeros. Legend: b stream, k bloc
 import numpy as np
 from numba import njit
 
-from quintet.models.wavenet.generate.vector import clamp, multiply, nearest, power_of_two, publish, reached, wait
+from quintet.papers.wavenet.generate.vector import clamp, multiply, nearest, power_of_two, publish, reached, wait
 
 # No reassociation and no value-changing flags: sums keep their order, so that back-ends draw the same samples.
 _FAST = {"contract", "nsz", "arcp", "nnan", "ninf"}

@@ -8,8 +8,8 @@ import yaml
 from commands import REPOSITORY
 
 from quintet.common.optim import OptimizerConfig
-from quintet.models.wavenet.module import WaveNetModule
-from quintet.models.wavenet.network import WaveNetConfig
+from quintet.papers.wavenet.module import WaveNetModule
+from quintet.papers.wavenet.network import WaveNetConfig
 
 CONF = REPOSITORY / "conf"
 EXPERIMENTS = sorted((CONF / "experiment").glob("wavenet_*.yaml"))

@@ -12,8 +12,8 @@ from quintet.common.checkpoints import check_facts
 from quintet.common.errors import UserError
 from quintet.common.optim import OptimizerConfig, lr_factor
 from quintet.data.batches import AudioBatch
-from quintet.models.wavenet.metrics import SampleNats, edit_distance, fold_phones, phone_error_rate
-from quintet.models.wavenet.module import WaveNetModule
+from quintet.metrics.audio import SampleNats, edit_distance, fold_phones, phone_error_rate
+from quintet.papers.wavenet.module import WaveNetModule
 
 TINY = {
     "layers_per_stack": 3,
@@ -257,7 +257,7 @@ def test_scheduler_steps_with_the_optimizer():
 
 def test_receptive_field_is_said_in_samples_and_milliseconds(monkeypatch):
     said = []
-    monkeypatch.setattr("quintet.models.wavenet.module.rank_zero_info", said.append)
+    monkeypatch.setattr("quintet.papers.wavenet.module.rank_zero_info", said.append)
     module = module_of()
     module.on_fit_start()
     assert module.receptive_field == 9  # front 2 + dilations 1 + 2 + 4

@@ -5,7 +5,7 @@ import shapes
 import torch
 from tones import TINY, ToneData, fitted
 
-from quintet.models.wavenet.module import WaveNetModule
+from quintet.papers.wavenet.module import WaveNetModule
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,7 +6,7 @@ import numpy as np
 
 from quintet.common.errors import UserError
 from quintet.common.tables import write_csv
-from quintet.models.wavenet import media
+from quintet.papers.wavenet import media
 
 # Kubichek (1993): dB per unit of cepstral distance.
 MCD_SCALE = 10 * np.sqrt(2) / np.log(10)

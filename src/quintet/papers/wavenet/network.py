@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from quintet.common.errors import UserError
-from quintet.models.wavenet.conditioning import (
+from quintet.papers.wavenet.conditioning import (
     ContextStack,
     GlobalConditioning,
     RepeatUpsampling,
     TransposedUpsampling,
 )
-from quintet.models.wavenet.layers import DilatedStack, FrontConvolution
-from quintet.models.wavenet.recognition import RecognitionHead
+from quintet.papers.wavenet.layers import DilatedStack, FrontConvolution
+from quintet.papers.wavenet.recognition import RecognitionHead
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quintet.models.wavenet.generate import generate
 
 from quintet.common.errors import UserError
-from quintet.models.wavenet.generate import generate
-from quintet.models.wavenet.generate.compiled import NumbaBackend
-from quintet.models.wavenet.generate.plan import make_plan
-from quintet.models.wavenet.network import WaveNet, WaveNetConfig
+from quintet.papers.wavenet.generate.compiled import NumbaBackend
+from quintet.papers.wavenet.generate.plan import make_plan
+from quintet.papers.wavenet.network import WaveNet, WaveNetConfig
 
 SMALL = {
     "layers_per_stack": 3,
@@ -89,7 +89,7 @@ def test_logits_are_those_of_the_parallel_forward(
 @pytest.mark.parametrize("batch", [1, 3])
 def test_back_ends_draw_the_same_samples(monkeypatch, kernel, batch):
     """Long enough to cross a span of the plan, with sharp distributions so that a wrong queue would show."""
-    monkeypatch.setattr("quintet.models.wavenet.generate.plan.SPAN", 100)
+    monkeypatch.setattr("quintet.papers.wavenet.generate.plan.SPAN", 100)
     network = build(kernel_size=kernel)
     with torch.no_grad():
         network.head[3].weight *= 20

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from quintet.common.errors import UserError
-from quintet.models.wavenet.generate.plan import Plan, make_plan
-from quintet.models.wavenet.network import WaveNet
+from quintet.papers.wavenet.generate.plan import Plan, make_plan
+from quintet.papers.wavenet.network import WaveNet
 
 BACKENDS = {
-    "eager": "quintet.models.wavenet.generate.eager:EagerBackend",
-    "numba": "quintet.models.wavenet.generate.compiled:NumbaBackend",
-    "cuda_graph": "quintet.models.wavenet.generate.cuda_graph:CudaGraphBackend",
+    "eager": "quintet.papers.wavenet.generate.eager:EagerBackend",
+    "numba": "quintet.papers.wavenet.generate.compiled:NumbaBackend",
+    "cuda_graph": "quintet.papers.wavenet.generate.cuda_graph:CudaGraphBackend",
 }
 
 

@@ -19,10 +19,10 @@ from quintet.common.distributed import over_ranks
 from quintet.common.errors import UserError
 from quintet.common.optim import OptimizerConfig, build_optimizer, from_mapping
 from quintet.data.batches import AudioBatch
+from quintet.metrics.audio import NATS_PER_BIT, SampleNats
 from quintet.models.influence.softmax_top import SoftmaxTop, TopBatch, is_layer
-from quintet.models.wavenet.metrics import NATS_PER_BIT, SampleNats
-from quintet.models.wavenet.network import WaveNet, WaveNetConfig, describe_receptive_field
 from quintet.models.wavenet.top import LAST, top_of
+from quintet.papers.wavenet.network import WaveNet, WaveNetConfig, describe_receptive_field
 
 CONDITIONS = ("speaker", "tags", "local")
 
@@ -170,7 +170,7 @@ class WaveNetModule(LightningModule):
 
     def make_media(self, datamodule, out_dir: Path) -> list[Path]:
         """A few generated utterances beside held-out ones, as .wav and pictures under `out_dir`."""
-        from quintet.models.wavenet.media import make_media
+        from quintet.papers.wavenet.media import make_media
 
         return make_media(self, datamodule, Path(out_dir), self.hparams["media_seconds"], self.hparams["media_count"])
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from quintet.common.errors import UserError
 from quintet.data.audio import mulaw
-from quintet.models.wavenet import media
+from quintet.papers.wavenet import media
 
 
 class Generate:
