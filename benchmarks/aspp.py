@@ -17,8 +17,8 @@ import torch
 from _common import report, row
 from torch import Tensor
 
-from quintet.models.deeplab.heads import Head, NetworkConfig
-from quintet.models.deeplab.taps import summed
+from quintet.papers.deeplab.heads import Head, NetworkConfig
+from quintet.papers.deeplab.taps import summed
 
 CLASSES = 21
 WAYS = {

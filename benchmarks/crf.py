@@ -26,8 +26,9 @@ from _common import one_line_errors, report, row
 from influence_peers import memory_mb
 
 from quintet.common.errors import UserError
-from quintet.models.deeplab import crf_compiled, mean_field
-from quintet.models.deeplab.crf import Crf, CrfConfig, infer
+from quintet.papers.deeplab.crf import compiled as crf_compiled
+from quintet.papers.deeplab.crf import mean_field
+from quintet.papers.deeplab.crf.crf import Crf, CrfConfig, infer
 
 CLASSES = 21
 MADE = "made from the masks (averaged over 8 x 8 pixels, noise, bilinear upsampling)"
@@ -187,7 +188,7 @@ def said_by(setting: Setting) -> Callable[[np.ndarray, np.ndarray, int], np.ndar
     """Probabilities (C, H, W) from an image, its mask and its number: a trained network's, or made."""
     if setting.checkpoint is None:
         return lambda image, mask, number: probabilities(mask, number)
-    from quintet.models.deeplab.module import DeepLabModule
+    from quintet.papers.deeplab.module import DeepLabModule
 
     if not setting.checkpoint.is_file():
         raise UserError(f"--checkpoint={setting.checkpoint}: no such file")

@@ -15,10 +15,10 @@ import torch
 from _common import Skip, require, row
 from torch import Tensor
 
-from quintet.models.deeplab.backbone import BackboneConfig
-from quintet.models.deeplab.heads import NetworkConfig
-from quintet.models.deeplab.module import DeepLabModule
-from quintet.models.deeplab.network import DeepLab
+from quintet.papers.deeplab.backbone import BackboneConfig
+from quintet.papers.deeplab.heads import NetworkConfig
+from quintet.papers.deeplab.module import DeepLabModule
+from quintet.papers.deeplab.network import DeepLab
 
 
 @dataclass

@@ -30,8 +30,8 @@ from torch.nn import functional as nnf
 
 from quintet.common.errors import UserError
 from quintet.data.batches import SegmentationBatch
-from quintet.models.deeplab.atrous import to_output_stride
-from quintet.models.deeplab.module import DeepLabModule
+from quintet.papers.deeplab.atrous import to_output_stride
+from quintet.papers.deeplab.module import DeepLabModule
 
 NETWORKS = ("ours", "torchvision", "strided")
 BATCHES = {"mobilenet_v2": 8, "resnet50": 4}

@@ -10,7 +10,7 @@ from lightning import Trainer
 from PIL import Image
 
 from quintet.common.errors import UserError
-from quintet.models.deeplab.module import DeepLabModule
+from quintet.papers.deeplab.module import DeepLabModule
 
 assert bench_scripts  # puts benchmarks/ on the path
 import crf as bench  # noqa: E402

@@ -9,7 +9,7 @@ import bench_scripts
 import pytest
 import torch
 
-from quintet.models.deeplab.network import DeepLab
+from quintet.papers.deeplab.network import DeepLab
 
 assert bench_scripts  # puts benchmarks/ on the path
 import segmentation as bench  # noqa: E402

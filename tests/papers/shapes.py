@@ -10,7 +10,7 @@ from quintet.harness import cli
 from quintet.harness.config import compose
 from quintet.harness.run.fit import fit
 from quintet.harness.run.second_run import load_run
-from quintet.models.deeplab.multi_scale import coarse_labels
+from quintet.papers.deeplab.multi_scale import coarse_labels
 
 SMALL = ["experiment=deeplab_sample", "model.backbone.name=squeezenet1_1", "model.network.head=none",
          "model.mean_over=[circle,square]", "data.source.num_train=6", "data.source.num_val=4", "data.crop_size=33",

@@ -9,8 +9,8 @@ import torch
 from quintet.common.errors import UserError
 from quintet.common.tables import write_csv
 from quintet.models.show_and_tell.media import contact_sheet
+from quintet.papers.deeplab.protocols.segment import find_pictures, read_upright
 from quintet.protocols.captioning import need_captioner, spread
-from quintet.protocols.segment import find_pictures, read_upright
 
 log = logging.getLogger(__name__)
 

@@ -48,7 +48,7 @@ HOSTILE = [
     "quintet.backbones.pretrained.torch.load",
     "quintet.papers.wavenet.module.WaveNetModule.load_from_checkpoint",
     "quintet.harness.resume.checkpoint.load_checkpoint",
-    "quintet.protocols.crf_search.np.load",
+    "quintet.papers.deeplab.protocols.crf_search.np.load",
     "quintet..data.store.ListColumn",
     "quintet.nothing.Here",
     "${oc.env:HOME}",

@@ -1,1 +1,0 @@
-"""DeepLab v2 (Chen et al. 2017)."""

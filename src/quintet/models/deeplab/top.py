@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from quintet.data.batches import SegmentationBatch
-from quintet.models.deeplab.multi_scale import IGNORE, coarse_labels
 from quintet.models.influence.softmax_top import TopBatch, mean_shares
+from quintet.papers.deeplab.multi_scale import IGNORE, coarse_labels
 
 LAST = "network.head.branches.0.fc8"
 

@@ -1,0 +1,1 @@
+"""DeepLab v2 (Chen et al. 2017)."""

@@ -1,0 +1,226 @@
+"""The fully connected CRF after the network (Chen et al. 2017, section 3.3), with two back-ends.
+
+pydensecrf: the authors' C++ code, one image a process (the reference). torch: our own mean field, compiled loops on the
+CPU and tensor operations on a GPU. Torch is imported only where it is used: the pool's processes start faster.
+"""
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from quintet.common.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Array = np.ndarray | Tensor
+
+BACKENDS = ("pydensecrf", "torch")
+CLIP = 1e-5  # the least probability that a unary knows, as in the authors' scripts
+SUM_TOLERANCE = 1e-3  # of the classes of a pixel
+HALF_TOLERANCE = 2e-2  # in half precision
+
+
+@dataclass(frozen=True)
+class CrfConfig:
+    """Everything under `crf`; the kernels' weights and standard deviations, in pixels and grey levels, as in eq. 3.
+
+    w1, sa, sb: appearance kernel (position and colour); w2, sg: smoothness kernel. The defaults of w1, sa and sb are
+    the authors' run script's; protocol=crf_search finds them for a network.
+    """
+
+    w1: float = 4.0
+    sa: float = 49.0
+    sb: float = 5.0
+    w2: float = 3.0
+    sg: float = 3.0
+    iterations: int = 10
+    backend: str = "torch"
+    workers: int | None = None  # processes of the pydensecrf back-end; null = one a core, 0 = none, in this process
+    batch_size: int = 8  # images that a GPU takes at once
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise UserError(f"crf.backend={self.backend!r} is unknown: use one of {', '.join(BACKENDS)}")
+        for key, least in {"iterations": 0, "workers": 0, "batch_size": 1}.items():
+            value = getattr(self, key)
+            if value is not None and (isinstance(value, bool) or value != int(value) or value < least):
+                raise UserError(f"crf.{key}={value}: give a whole number from {least} on")
+        for key in ("w1", "w2"):
+            if not 0 <= getattr(self, key) < float("inf"):
+                raise UserError(f"crf.{key}={getattr(self, key)}: give a weight of 0 or more")
+        for key in ("sa", "sb", "sg"):
+            if not 0 < getattr(self, key) < float("inf"):
+                raise UserError(f"crf.{key}={getattr(self, key)}: give a standard deviation above 0")
+
+
+class Crf:
+    """Refines a network's class probabilities with the image."""
+
+    def __init__(self, config: CrfConfig | Mapping | None = None) -> None:
+        from quintet.common.optim import from_mapping
+
+        self.config = from_mapping(CrfConfig, config or {}, "crf.config")
+
+    def refine(self, probabilities: "Array", image: "Array") -> "Array":
+        """Marginals (C, H, W) float32, of the kind that came, from probabilities (C, H, W) and image uint8 (H, W, 3).
+
+        The torch back-end runs where a Tensor of probabilities lies. UserError: shapes that do not fit, a map that
+        has NaN or negative numbers, or does not sum to 1 over the classes; zeros are fine.
+        """
+        return next(self.refine_many([(probabilities, image)], workers=0))
+
+    def refine_many(self, pairs: Iterable[tuple["Array", "Array"]], workers: int | None = None) -> Iterator["Array"]:
+        """Marginals of each (probabilities, image), in their order; no more of them than needed are held at a time."""
+        checked = ((probabilities, *check(probabilities, image, n)) for n, (probabilities, image) in enumerate(pairs))
+        if self.config.backend == "pydensecrf":
+            return self._by_pydensecrf(checked, self.config.workers if workers is None else workers)
+        return self._by_torch(checked)
+
+    def refine_with(self, probabilities: "Array", image: "Array", weights: Sequence[float]) -> Iterator["Array"]:
+        """`refine` with each of these w1 in turn; on the CPU our back-end builds its lattices once for all of them."""
+        if self.config.backend == "torch" and not _on_gpu(probabilities):
+            yield from _compiled(probabilities, *check(probabilities, image), self.config, weights)
+            return
+        for w1 in weights:
+            yield Crf(replace(self.config, w1=w1)).refine(probabilities, image)
+
+    def _by_pydensecrf(self, checked: Iterable[tuple], workers: int | None) -> Iterator["Array"]:
+        if workers == 0:
+            for like, probabilities_chw, image_hwc in checked:
+                yield _as(like, infer(probabilities_chw, image_hwc, self.config))
+            return
+        workers = min(workers or usable_cores(), 61)  # more than Windows can wait for
+        # Not fork: torch's and numba's threads would be copied in whatever state they are.
+        pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+        try:
+            yield from _in_order(pool, checked, self.config, 2 * workers)
+        except BrokenProcessPool as error:
+            raise UserError("a process of the CRF's pool died (out of memory?): lower crf.workers") from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _by_torch(self, checked: Iterable[tuple]) -> Iterator["Array"]:
+        batch = []
+        for one in checked:
+            batch.append(one)
+            # The CPU has nothing to gain from batches: all its threads share an image.
+            if len(batch) == self.config.batch_size or not _on_gpu(one[0]):
+                yield from _torch_batch(batch, self.config)
+                batch = []
+        if batch:
+            yield from _torch_batch(batch, self.config)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check(probabilities: "Array", image: "Array", number: int = 0) -> tuple["Array", "Array"]:
+    """Both as float32 (C, H, W) and uint8 (H, W, 3), of one kind; see `Crf.refine` for what is refused."""
+    where = f"CRF: map {number}"
+    shape, picture = tuple(probabilities.shape), tuple(image.shape)
+    if len(shape) != 3 or shape[0] < 2 or 0 in shape:
+        raise UserError(f"{where} has shape {shape}: give probabilities (classes, height, width) of 2 classes or more")
+    if len(picture) != 3 or picture[2] != 3 or "uint8" not in str(image.dtype):
+        raise UserError(f"{where}: the image is {image.dtype} {picture}: give the raw image, uint8 (height, width, 3)")
+    if shape[1:] != picture[:2]:
+        sizes = f"{shape[1]} x {shape[2]}, the image {picture[0]} x {picture[1]}"
+        raise UserError(f"{where} is {sizes}: upsample the scores to the image's size first")
+    if "float" not in str(probabilities.dtype):
+        raise UserError(f"{where} has type {probabilities.dtype}: give probabilities as floating-point numbers")
+    least, apart = float(probabilities.min()), float(abs(probabilities.sum(0) - 1).max())
+    if least != least or apart != apart:
+        raise UserError(f"{where} contains NaN: look at the network's scores, training may have diverged")
+    if least < 0:
+        raise UserError(f"{where} contains negative numbers (down to {least:.3g}): give softmax(scores), not scores")
+    if apart > (HALF_TOLERANCE if probabilities.dtype.itemsize == 2 else SUM_TOLERANCE):
+        raise UserError(f"{where}: the classes of a pixel do not sum to 1 (off by {apart:.3g}): give softmax(scores)")
+    if isinstance(image, np.ndarray) or isinstance(probabilities, np.ndarray):
+        image = np.require(_numpy(image), requirements="CW")  # what torch asks of an array that it shares
+    if isinstance(probabilities, np.ndarray):
+        return np.require(probabilities, np.float32, "CW"), image
+    import torch
+
+    return probabilities.float(), torch.as_tensor(image, device=probabilities.device)
+
+
+def infer(probabilities_chw: "Array", image_hwc: "Array", config: CrfConfig) -> np.ndarray:
+    """pydensecrf's marginals (C, H, W), normalised after filtering as in the authors' code."""
+    from pydensecrf import densecrf
+
+    classes, height, width = probabilities_chw.shape
+    unary = -np.log(np.maximum(_numpy(probabilities_chw), CLIP)).reshape(classes, -1)
+    crf = densecrf.DenseCRF2D(width, height, classes)
+    crf.setUnaryEnergy(np.ascontiguousarray(unary, np.float32))
+    after = {"normalization": densecrf.NORMALIZE_AFTER}
+    crf.addPairwiseGaussian(sxy=config.sg, compat=config.w2, **after)
+    raw = np.ascontiguousarray(_numpy(image_hwc))
+    crf.addPairwiseBilateral(sxy=config.sa, srgb=config.sb, rgbim=raw, compat=config.w1, **after)
+    return np.array(crf.inference(config.iterations), np.float32).reshape(classes, height, width)
+
+
+def _in_order(pool: ProcessPoolExecutor, checked: Iterable[tuple], config: CrfConfig, most: int) -> Iterator["Array"]:
+    """Results in the order of the inputs, with at most `most` images on their way."""
+    waiting: deque = deque()
+    for like, probabilities_chw, image_hwc in checked:
+        if len(waiting) == most:
+            first, future = waiting.popleft()
+            yield _as(first, future.result())
+        arrays = (_numpy(probabilities_chw), _numpy(image_hwc))
+        waiting.append((like, pool.submit(infer, *arrays, config)))
+    for like, future in waiting:
+        yield _as(like, future.result())
+
+
+def _compiled(like: "Array", probabilities: "Array", image: "Array", config: CrfConfig,
+              weights: Sequence[float]) -> Iterator["Array"]:  # fmt: skip
+    import torch
+
+    from quintet.papers.deeplab.crf import compiled as crf_compiled
+
+    pair = torch.as_tensor(probabilities).detach(), torch.as_tensor(image)
+    for marginals in crf_compiled.mean_fields(*pair, config, weights):
+        yield _as(like, marginals)
+
+
+def _torch_batch(batch: list[tuple], config: CrfConfig) -> Iterator["Array"]:
+    import torch
+
+    from quintet.papers.deeplab.crf import mean_field
+
+    if not _on_gpu(batch[0][0]):
+        for one in batch:
+            yield from _compiled(*one, config, [config.w1])
+        return
+    maps = [torch.as_tensor(probabilities) for _, probabilities, _ in batch]
+    images = [torch.as_tensor(image) for *_, image in batch]
+    with torch.no_grad():
+        refined = mean_field.mean_field(maps, images, config)
+    for (like, *_), marginals in zip(batch, refined, strict=True):
+        yield _as(like, marginals)
+
+
+def _on_gpu(array: "Array") -> bool:
+    return not isinstance(array, np.ndarray) and array.device.type != "cpu"
+
+
+def _numpy(array: "Array") -> np.ndarray:
+    return array if isinstance(array, np.ndarray) else array.detach().cpu().numpy()
+
+
+def _as(like: "Array", marginals: "Array") -> "Array":
+    """Marginals as an array where `like` is one, else as a tensor on its device."""
+    if isinstance(like, np.ndarray):
+        return np.ascontiguousarray(_numpy(marginals))
+    import torch
+
+    return torch.as_tensor(marginals, device=like.device).contiguous()

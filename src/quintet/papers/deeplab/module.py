@@ -1,0 +1,192 @@
+"""DeepLab v2 as a LightningModule: the loss on coarse labels, the pooled mean IoU, four groups of learning rates.
+
+Legend: B images, C classes, H x W pixels.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+from torch.nn import functional as nnf
+from torchmetrics import MeanMetric
+
+from quintet.common.checkpoints import plain, refuse_other_weights
+from quintet.common.distributed import over_ranks
+from quintet.common.errors import UserError
+from quintet.common.optim import OptimizerConfig, build_optimizer, from_mapping
+from quintet.data.batches import SegmentationBatch
+from quintet.metrics.segmentation import MeanIoU
+from quintet.models.deeplab.top import LAST, top_of
+from quintet.models.influence.softmax_top import SoftmaxTop, TopBatch, is_layer
+from quintet.papers.deeplab.backbone import BackboneConfig
+from quintet.papers.deeplab.groups import decayed_names, l2_term, parameter_groups
+from quintet.papers.deeplab.heads import NetworkConfig
+from quintet.papers.deeplab.multi_scale import IGNORE, fuse, resize, summed_losses
+from quintet.papers.deeplab.network import DeepLab
+
+STAGES = ("val", "test")
+
+
+class DeepLabModule(LightningModule):
+    """Chen et al. 2017. Minimises the mean of `example_losses` + weight_decay / 2 |weights|^2, biases left out.
+
+    An example's loss is the mean over its labelled positions of the score map, with several scales the sum of the
+    fused scores' and each scale's. With one image at a time and accumulated gradients, as the paper trains ResNet-101,
+    that is the authors' loss; their VGG-16, ten images at a time, averages over the positions of all ten together.
+    new_layers_lr: how many times faster than the backbone the layers without pretrained weights learn. mean_over: names
+    of classes whose mean IoU is reported as `miou_chosen` beside that of all, for data with few examples of the others.
+    """
+
+    batch_type = SegmentationBatch
+
+    def __init__(
+        self,
+        network: NetworkConfig,
+        backbone: BackboneConfig,
+        optimizer: OptimizerConfig,
+        facts: dict,
+        weight_decay: float = 5e-4,
+        new_layers_lr: float = 10.0,
+        mean_over: Sequence[str] | None = None,
+        media_count: int = 4,
+    ) -> None:
+        super().__init__()
+        config = from_mapping(NetworkConfig, network, "model.network")
+        backbone_config = from_mapping(BackboneConfig, backbone, "model.backbone")
+        self.optimizer_config = from_mapping(OptimizerConfig, optimizer, "model.optimizer")
+        self._check(weight_decay, new_layers_lr, facts["classes"], mean_over or [])
+        facts = {"num_classes": int(facts["num_classes"]), "classes": plain(facts["classes"])}
+        network, optimizer, mean_over = plain(config), plain(self.optimizer_config), plain(mean_over)
+        backbone = plain(replace(backbone_config, weights=None))  # a checkpoint needs no other file
+        self.save_hyperparameters()
+        self.facts, self.weight_decay, self.starts_from = facts, weight_decay, backbone_config.weights
+        self.network = DeepLab(backbone_config, config, facts["num_classes"])
+        self.network.to(memory_format=torch.channels_last)
+        self.decayed = decayed_names(self.network)
+        measured = {"num_classes": facts["num_classes"], "classes": facts["classes"], "chosen": mean_over}
+        self.iou = nn.ModuleDict({stage: MeanIoU(**measured) for stage in STAGES})
+        self.losses = nn.ModuleDict({stage: MeanMetric() for stage in STAGES})
+
+    def _check(self, weight_decay: float, new_layers_lr: float, known: Sequence[str], chosen: Sequence[str]) -> None:
+        unknown = [name for name in chosen if name not in known]
+        if unknown:
+            raise UserError(f"model.mean_over has {unknown[0]!r}: the data's classes are {', '.join(known)}")
+        if self.optimizer_config.weight_decay:
+            raise UserError("model.optimizer.weight_decay is 0 here: model.weight_decay is part of the loss, set that")
+        if weight_decay < 0:
+            raise UserError(f"model.weight_decay={weight_decay}: give 0 or more")
+        if not new_layers_lr > 0:
+            raise UserError(f"model.new_layers_lr={new_layers_lr}: give more than 0")
+
+    def forward(self, images_bchw: Tensor) -> Tensor:
+        """Scores (B, C, h, w) at the output stride."""
+        return self.network(images_bchw)
+
+    # what protocols and influence functions ask for
+
+    def scores(self, images_bchw: Tensor) -> Tensor:
+        """Scores (B, C, H, W) in float32 at the images' own resolution, whatever their size."""
+        return self.network.full_resolution(images_bchw).float()
+
+    def predict(self, batch: SegmentationBatch) -> Tensor:
+        """The most likely class (B, H, W) of every pixel, padding included."""
+        return self.scores(batch.images).argmax(1)
+
+    def example_losses(self, batch: SegmentationBatch) -> Tensor:
+        """Loss (B,) of every example, without the L2 term."""
+        images, labels = self.on_grid(batch)
+        return summed_losses(self.network.pyramid(images), labels)
+
+    def on_grid(self, batch: SegmentationBatch) -> tuple[Tensor, Tensor]:
+        """Images and labels, grown to where scores lie on pixels."""
+        images, (height, width) = self.network.padded(batch.images), batch.labels.shape[-2:]
+        down, right = images.shape[-2] - height, images.shape[-1] - width
+        return images, nnf.pad(batch.labels, (0, right, 0, down), value=IGNORE)
+
+    def regularisation(self) -> Tensor:
+        """The L2 term of the loss, of what is trained."""
+        return l2_term(self.network, self.decayed, self.weight_decay)
+
+    def top(self, names: Sequence[str]) -> tuple[SoftmaxTop, Callable[[SegmentationBatch], TopBatch]] | None:
+        """The classifier by itself and what it sees of a batch, if `names` are all of it: one branch, at one scale."""
+        head, scales = self.network.head, self.hparams["network"]["scales"]
+        if len(head.branches) > 1 or head.linear or len(scales) > 1 or not is_layer(self, names, LAST):
+            return None
+        decayed = LAST.removeprefix("network.") + ".weight" in self.decayed
+        return SoftmaxTop(self, LAST, self.weight_decay if decayed else 0.0), partial(top_of, self)
+
+    # training and evaluation
+
+    def training_step(self, batch: SegmentationBatch, batch_idx: int) -> Tensor:
+        loss = self.example_losses(batch).mean()
+        self.log("train/loss", over_ranks(loss), prog_bar=True, batch_size=len(batch.images))
+        return loss + self.regularisation()
+
+    def validation_step(self, batch: SegmentationBatch, batch_idx: int) -> None:
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: SegmentationBatch, batch_idx: int) -> None:
+        self._evaluate(batch, "test")
+
+    def _evaluate(self, batch: SegmentationBatch, stage: str) -> None:
+        """At full resolution; what is padded has label 255 and counts nowhere."""
+        images, labels = self.on_grid(batch)
+        scores = self.network.pyramid(images)
+        self.losses[stage].update(summed_losses(scores, labels))
+        self.iou[stage].update(resize(fuse(scores), labels.shape[-2:]).argmax(1), labels)
+
+    def on_validation_epoch_end(self) -> None:
+        self._report("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._report("test")
+
+    def _report(self, stage: str) -> None:
+        """Log loss, mean IoU, accuracy and the IoU of each class present: the same on every rank, torchmetrics sums."""
+        values = {"loss": self.losses[stage].compute()} | self.iou[stage].compute()
+        for name, value in values.items():
+            self.log(f"{stage}/{name}", value.float(), prog_bar=name == "miou", sync_dist=False)
+        self.losses[stage].reset()
+        self.iou[stage].reset()
+
+    def setup(self, stage: str) -> None:
+        """Before any run: crops that put scores between pixels train on shifted labels."""
+        crop = getattr(getattr(self._trainer, "datamodule", None), "crop_size", None)
+        if stage == "fit" and isinstance(crop, int) and self.network.missing(crop):
+            grid, nearest = self.network.grid, crop + self.network.missing(crop)
+            rank_zero_info(f"data.crop_size={crop} is padded to {nearest} at every step: {grid}k + 1 needs no padding")
+
+    def on_fit_start(self) -> None:
+        backbone, head = self.network.backbone.config, self.network.config
+        rank_zero_info(
+            f"DeepLab: {backbone.name} from {self.starts_from or 'random weights'}, output stride"
+            f" {backbone.output_stride}, head {head.head}, scales {list(head.scales)}"
+        )
+
+    def configure_optimizers(self) -> dict:
+        config = self.optimizer_config
+        if config.schedule == "poly" and config.total_steps is None:
+            config = replace(config, total_steps=self._total_steps())
+        groups = parameter_groups(self.network, config.lr, self.hparams["new_layers_lr"])
+        return build_optimizer(self, config, groups)
+
+    def _total_steps(self) -> int:
+        steps = self.trainer.estimated_stepping_batches
+        if not 0 < steps < float("inf"):
+            raise UserError("schedule=poly needs an end: set trainer.max_steps, trainer.max_epochs or total_steps")
+        return int(steps)
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        refuse_other_weights(self, checkpoint)
+
+    def make_media(self, datamodule: Any, out_dir: Path) -> list[Path]:
+        """Held-out images with their truth and their prediction laid over them, as one picture."""
+        from quintet.papers.deeplab.media import make_media
+
+        return make_media(self, datamodule, Path(out_dir), self.hparams["media_count"])
