@@ -1,1 +1,0 @@
-"""Show and Tell (Vinyals et al. 2015)."""

@@ -9,7 +9,7 @@ import torch
 from quintet.common.errors import UserError
 from quintet.common.tables import write_csv
 from quintet.data.special_ids import UNKNOWN
-from quintet.protocols.captioning import need_captioner
+from quintet.papers.show_and_tell.protocols.captioning import need_captioner
 
 log = logging.getLogger(__name__)
 PAPER = ("car", "boy", "street", "horse", "computer")

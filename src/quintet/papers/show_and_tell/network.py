@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from quintet.common.errors import UserError
-from quintet.models.show_and_tell.lstm import FORMS, LstmState, build_lstm
-from quintet.models.show_and_tell.word_vectors import read_word_vectors
+from quintet.papers.show_and_tell.lstm import FORMS, LstmState, build_lstm
+from quintet.papers.show_and_tell.word_vectors import read_word_vectors
 
 
 @dataclass(frozen=True)

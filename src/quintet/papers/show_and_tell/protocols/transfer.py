@@ -5,7 +5,13 @@ from pathlib import Path
 from quintet.common.errors import UserError
 from quintet.common.tables import write_csv
 from quintet.metrics.captions.metrics import NAMES, scores
-from quintet.protocols.captioning import best_text, encoded_once, image_batches, need_captioner, words_of
+from quintet.papers.show_and_tell.protocols.captioning import (
+    best_text,
+    encoded_once,
+    image_batches,
+    need_captioner,
+    words_of,
+)
 
 
 class Transfer:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from quintet.data.special_ids import BOS
-from quintet.models.show_and_tell.beam_search import Speaker
+from quintet.papers.show_and_tell.beam_search import Speaker
 
 ROWS = 4096  # of one step: enough for full speed, few enough for memory
 

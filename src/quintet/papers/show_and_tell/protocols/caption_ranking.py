@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from quintet.common.errors import UserError
 from quintet.common.tables import write_csv
-from quintet.protocols.caption_likelihood import PrefixTree, log_likelihoods
-from quintet.protocols.captioning import encoded_once, image_batches, need_captioner
+from quintet.papers.show_and_tell.protocols.caption_likelihood import PrefixTree, log_likelihoods
+from quintet.papers.show_and_tell.protocols.captioning import encoded_once, image_batches, need_captioner
 
 log = logging.getLogger(__name__)
 SCORES = ("raw", "per_token", "prior")

@@ -10,7 +10,7 @@ from quintet.common.errors import UserError
 from quintet.common.tables import write_csv
 from quintet.metrics.captions.metrics import NAMES, scores
 from quintet.metrics.captions.tokenizer import tokenize
-from quintet.protocols.captioning import image_batches, need_captioner
+from quintet.papers.show_and_tell.protocols.captioning import image_batches, need_captioner
 
 LONGEST = 4  # words of an n-gram
 

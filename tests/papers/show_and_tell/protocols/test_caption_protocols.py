@@ -17,15 +17,15 @@ from quintet.harness.run.fit import fit
 from quintet.harness.run.second_run import load_run
 from quintet.metrics.captions.metrics import NAMES, scores
 from quintet.metrics.captions.tokenizer import tokenize
-from quintet.models.show_and_tell.ensemble import CaptionEnsemble
-from quintet.protocols.caption import Caption
-from quintet.protocols.caption_likelihood import PrefixTree, log_likelihoods
-from quintet.protocols.caption_metrics import CaptionMetrics
-from quintet.protocols.caption_ranking import CaptionRanking, ranks_of, scores_of, summary
-from quintet.protocols.nearest_caption import NearestCaption, most_agreed, weighted_ngrams
-from quintet.protocols.novelty import Novelty
-from quintet.protocols.transfer import Transfer
-from quintet.protocols.word_neighbours import WordNeighbours
+from quintet.papers.show_and_tell.ensemble import CaptionEnsemble
+from quintet.papers.show_and_tell.protocols.caption import Caption
+from quintet.papers.show_and_tell.protocols.caption_likelihood import PrefixTree, log_likelihoods
+from quintet.papers.show_and_tell.protocols.caption_metrics import CaptionMetrics
+from quintet.papers.show_and_tell.protocols.caption_ranking import CaptionRanking, ranks_of, scores_of, summary
+from quintet.papers.show_and_tell.protocols.nearest_caption import NearestCaption, most_agreed, weighted_ngrams
+from quintet.papers.show_and_tell.protocols.novelty import Novelty
+from quintet.papers.show_and_tell.protocols.transfer import Transfer
+from quintet.papers.show_and_tell.protocols.word_neighbours import WordNeighbours
 
 TINY = [
     *("experiment=captioning_sample", "trainer=cpu", "callbacks=quiet", "trainer.enable_progress_bar=false"),
@@ -139,7 +139,7 @@ def pairs_of(module, data, split, images):
 @pytest.mark.parametrize("members", [1, 2])
 def test_likelihoods_of_all_pairs_are_the_losses(loaded, members, monkeypatch):
     module, data = loaded
-    monkeypatch.setattr("quintet.protocols.caption_likelihood.ROWS", 12)  # in many parts
+    monkeypatch.setattr("quintet.papers.show_and_tell.protocols.caption_likelihood.ROWS", 12)  # in many parts
     if members == 2:
         torch.manual_seed(1)
         other = type(module)(**module.hparams).eval()

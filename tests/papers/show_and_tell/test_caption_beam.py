@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from plain_beam import plain_beam
 
 from quintet.common.errors import UserError
-from quintet.models.show_and_tell.beam_search import beam_search, sample
-from quintet.models.show_and_tell.decoding import DecoderSpeaker, DecodingConfig, EnsembleSpeaker, decode, in_words
-from quintet.models.show_and_tell.network import Decoder, NetworkConfig
+from quintet.papers.show_and_tell.beam_search import beam_search, sample
+from quintet.papers.show_and_tell.decoding import DecoderSpeaker, DecodingConfig, EnsembleSpeaker, decode, in_words
+from quintet.papers.show_and_tell.network import Decoder, NetworkConfig
 
 BOS, EOS, WORDS, LENGTH = 1, 2, 5, 4
 

@@ -8,9 +8,9 @@ import torch
 
 from quintet.common.errors import UserError
 from quintet.common.tables import write_csv
-from quintet.models.show_and_tell.media import contact_sheet
 from quintet.papers.deeplab.protocols.segment import find_pictures, read_upright
-from quintet.protocols.captioning import need_captioner, spread
+from quintet.papers.show_and_tell.media import contact_sheet
+from quintet.papers.show_and_tell.protocols.captioning import need_captioner, spread
 
 log = logging.getLogger(__name__)
 

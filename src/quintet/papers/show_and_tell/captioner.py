@@ -16,8 +16,8 @@ from quintet.common.checkpoints import plain
 from quintet.common.optim import from_mapping
 from quintet.data.batches import CaptionBatch
 from quintet.metrics.captions import CaptionMetrics
-from quintet.models.show_and_tell.beam_search import Speaker
-from quintet.models.show_and_tell.decoding import Caption, DecodingConfig, decode, in_words
+from quintet.papers.show_and_tell.beam_search import Speaker
+from quintet.papers.show_and_tell.decoding import Caption, DecodingConfig, decode, in_words
 
 STAGES = ("val", "test")
 
@@ -96,6 +96,6 @@ class Captioner(LightningModule):
 
     def make_media(self, datamodule: Any, out_dir: Path) -> list[Path]:
         """Held-out images with their generated captions, as one picture."""
-        from quintet.models.show_and_tell.media import make_media
+        from quintet.papers.show_and_tell.media import make_media
 
         return make_media(self, datamodule, Path(out_dir), self.media_count)

@@ -18,8 +18,8 @@ from quintet.models.influence.risk import weight_decay
 from quintet.models.influence.softmax_risk import SoftmaxRisk
 from quintet.models.influence.solvers.direct import Direct
 from quintet.models.influence.top import at_the_top
-from quintet.models.show_and_tell.ensemble import CaptionEnsemble
-from quintet.models.show_and_tell.module import ShowAndTellModule
+from quintet.papers.show_and_tell.ensemble import CaptionEnsemble
+from quintet.papers.show_and_tell.module import ShowAndTellModule
 
 SMALL = {"embedding": 24, "hidden": 24, "dropout": 0.0, "init": 0.3}
 ADAM = {"name": "adam", "lr": 0.01}

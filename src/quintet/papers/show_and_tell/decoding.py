@@ -13,9 +13,9 @@ from torch import Tensor
 from quintet.common.errors import UserError
 from quintet.data.special_ids import BOS, EOS, PAD, UNKNOWN
 from quintet.models.rare_events.token_memory import TokenMemory
-from quintet.models.show_and_tell.beam_search import Found, Speaker, beam_search, sample
-from quintet.models.show_and_tell.lstm import LstmState
-from quintet.models.show_and_tell.network import Decoder
+from quintet.papers.show_and_tell.beam_search import Found, Speaker, beam_search, sample
+from quintet.papers.show_and_tell.lstm import LstmState
+from quintet.papers.show_and_tell.network import Decoder
 
 METHODS = ("beam", "greedy", "sample")
 

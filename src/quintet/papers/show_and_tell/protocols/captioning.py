@@ -9,8 +9,8 @@ from torch import Tensor
 from quintet.common.errors import UserError
 from quintet.data.batches import CaptionBatch
 from quintet.metrics.captions.tokenizer import tokenize
-from quintet.models.show_and_tell.captioner import Captioner
-from quintet.models.show_and_tell.decoding import Caption
+from quintet.papers.show_and_tell.captioner import Captioner
+from quintet.papers.show_and_tell.decoding import Caption
 
 
 def need_captioner(module: Any, name: str) -> None:

@@ -23,11 +23,11 @@ from quintet.data.special_ids import EOS
 from quintet.models.influence.softmax_top import SoftmaxTop, TopBatch, is_layer
 from quintet.models.rare_events.memory import MemoryConfig
 from quintet.models.rare_events.token_memory import RecallConfig, TokenMemory
-from quintet.models.show_and_tell.captioner import Captioner
-from quintet.models.show_and_tell.decoding import DecoderSpeaker, DecodingConfig, remembered
-from quintet.models.show_and_tell.network import Decoder, NetworkConfig, Standardise
-from quintet.models.show_and_tell.scheduled_sampling import ScheduledSampling, sampled_outputs
 from quintet.models.show_and_tell.top import LAST, top_of
+from quintet.papers.show_and_tell.captioner import Captioner
+from quintet.papers.show_and_tell.decoding import DecoderSpeaker, DecodingConfig, remembered
+from quintet.papers.show_and_tell.network import Decoder, NetworkConfig, Standardise
+from quintet.papers.show_and_tell.scheduled_sampling import ScheduledSampling, sampled_outputs
 
 MEASURED = 2000  # training images, spread over the split, that features are standardised by
 
@@ -241,7 +241,7 @@ class ShowAndTellModule(Captioner):
     @classmethod
     def ensemble(cls, modules: Sequence["ShowAndTellModule"]) -> Captioner:
         """Several runs that caption together: eval.py ckpt=[a,b,c]."""
-        from quintet.models.show_and_tell.ensemble import CaptionEnsemble
+        from quintet.papers.show_and_tell.ensemble import CaptionEnsemble
 
         return CaptionEnsemble(modules)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from quintet.common.errors import UserError
 from quintet.common.tables import write_csv
 from quintet.metrics.captions.metrics import NAMES, scores
-from quintet.protocols.captioning import best_text, encoded_once, image_batches, need_captioner
+from quintet.papers.show_and_tell.protocols.captioning import best_text, encoded_once, image_batches, need_captioner
 
 PLOTTED = ("bleu1", "bleu4", "rouge_l", "cider", "meteor_exact_stem")
 HEADER = ("beam", *NAMES, "words", "log_probability", "different_captions", "seconds")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from quintet.common.errors import UserError
-from quintet.models.show_and_tell.network import Decoder, of_captions
+from quintet.papers.show_and_tell.network import Decoder, of_captions
 
 SCHEDULES = ("none", "linear", "exponential", "inverse_sigmoid")
 

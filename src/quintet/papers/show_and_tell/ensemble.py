@@ -12,9 +12,9 @@ from torch.nn import functional as nnf
 
 from quintet.common.errors import UserError
 from quintet.data.batches import CaptionBatch
-from quintet.models.show_and_tell.captioner import Captioner
-from quintet.models.show_and_tell.decoding import DecoderSpeaker, EnsembleSpeaker, mean_log, remembered
-from quintet.models.show_and_tell.module import ShowAndTellModule, summed
+from quintet.papers.show_and_tell.captioner import Captioner
+from quintet.papers.show_and_tell.decoding import DecoderSpeaker, EnsembleSpeaker, mean_log, remembered
+from quintet.papers.show_and_tell.module import ShowAndTellModule, summed
 
 
 class CaptionEnsemble(Captioner):

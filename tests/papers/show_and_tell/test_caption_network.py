@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional as nnf
 
 from quintet.common.errors import UserError
-from quintet.models.show_and_tell.lstm import LstmState, PaperLstm, StandardLstm, build_lstm
-from quintet.models.show_and_tell.network import Decoder, NetworkConfig
-from quintet.models.show_and_tell.scheduled_sampling import ScheduledSampling, sampled_outputs
+from quintet.papers.show_and_tell.lstm import LstmState, PaperLstm, StandardLstm, build_lstm
+from quintet.papers.show_and_tell.network import Decoder, NetworkConfig
+from quintet.papers.show_and_tell.scheduled_sampling import ScheduledSampling, sampled_outputs
 
 WORDS = ["<pad>", "<bos>", "<eos>", "<unk>", "a", "dog", "Runs", "runs"]
 

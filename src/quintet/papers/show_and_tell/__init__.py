@@ -1,0 +1,1 @@
+"""Show and Tell (Vinyals et al. 2015)."""
