@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 def bare_step(module: nn.Module, optimizer: Any, scheduler: Any, clip: float | None) -> Callable[[Any], Tensor]:
     """A function from a batch to the loss of the step that it took."""
-    from quintet.models.rare_events.module import RareEventsModule
+    from quintet.papers.rare_events.module import RareEventsModule
 
     def step(loss: Tensor) -> Tensor:
         optimizer.zero_grad(set_to_none=True)

@@ -17,8 +17,8 @@ PUBLISHED = {(5, 1): 0.417, (5, 5): 0.632, (20, 1): 0.267, (20, 5): 0.426}
 
 def baseline(datamodule, folder: Path, episodes: int) -> list[dict]:
     """Result rows of both protocols."""
-    from quintet.protocols.few_shot_streaming import FewShotStreaming
-    from quintet.protocols.few_shot_strict import FewShotStrict
+    from quintet.papers.rare_events.protocols.few_shot_streaming import FewShotStreaming
+    from quintet.papers.rare_events.protocols.few_shot_strict import FewShotStrict
 
     rows = []
     for protocol in (FewShotStrict, FewShotStreaming):

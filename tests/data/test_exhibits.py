@@ -16,8 +16,8 @@ from quintet.data.samples.clips import SampleClips
 from quintet.data.samples.glyphs import SampleGlyphs
 from quintet.data.samples.pairs import SamplePairs
 from quintet.data.samples.vctk import SampleVCTK
-from quintet.models.rare_events.module import RareEventsModule
-from quintet.models.rare_events.sequence_module import SymbolModule, TranslationModule
+from quintet.papers.rare_events.module import RareEventsModule
+from quintet.papers.rare_events.sequence_module import SymbolModule, TranslationModule
 from quintet.papers.wavenet.module import WaveNetModule
 
 RATE, CHUNK = 8000, 800

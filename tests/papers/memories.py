@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from quintet.models.rare_events.memory import Memory, MemoryConfig
+from quintet.papers.rare_events.memory.memory import Memory, MemoryConfig
 
 CLASSES, DRAWERS, SIDE = 12, 8, 6
 

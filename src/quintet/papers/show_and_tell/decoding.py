@@ -12,7 +12,7 @@ from torch import Tensor
 
 from quintet.common.errors import UserError
 from quintet.data.special_ids import BOS, EOS, PAD, UNKNOWN
-from quintet.models.rare_events.token_memory import TokenMemory
+from quintet.papers.rare_events.memory.token_memory import TokenMemory
 from quintet.papers.show_and_tell.beam_search import Found, Speaker, beam_search, sample
 from quintet.papers.show_and_tell.lstm import LstmState
 from quintet.papers.show_and_tell.network import Decoder
