@@ -12,14 +12,14 @@ from influence_problem import Problem
 from torch import Tensor
 
 from quintet.data.batches import ExampleBatch
-from quintet.models.influence.examples import Examples
-from quintet.models.influence.influence import influence
-from quintet.models.influence.module import ClassifierModule
-from quintet.models.influence.solvers.arnoldi import Arnoldi
-from quintet.models.influence.solvers.cg import ConjugateGradient
-from quintet.models.influence.solvers.direct import Direct
-from quintet.models.influence.solvers.ekfac import Ekfac
-from quintet.models.influence.solvers.lissa import Lissa
+from quintet.papers.influence.classifiers.module import ClassifierModule
+from quintet.papers.influence.influence import influence
+from quintet.papers.influence.risk.examples import Examples
+from quintet.papers.influence.solvers.arnoldi import Arnoldi
+from quintet.papers.influence.solvers.cg import ConjugateGradient
+from quintet.papers.influence.solvers.direct import Direct
+from quintet.papers.influence.solvers.ekfac import Ekfac
+from quintet.papers.influence.solvers.lissa import Lissa
 
 SOLVERS = {"cg": ConjugateGradient, "direct": Direct, "lissa": Lissa, "arnoldi": Arnoldi, "ekfac": Ekfac}
 

@@ -11,13 +11,13 @@ from quintet.common.errors import UserError
 from quintet.harness.callbacks.two_stage import TwoStage
 from quintet.harness.resume.checkpoint import AtomicCheckpointIO, LastCheckpoint
 from quintet.harness.resume.random_state import RandomState
-from quintet.models.influence.examples import Examples
-from quintet.models.influence.influence import influence
-from quintet.models.influence.linear_risk import make_risk
-from quintet.models.influence.risk import weight_decay
-from quintet.models.influence.softmax_risk import SoftmaxRisk
-from quintet.models.influence.solvers.direct import Direct
-from quintet.models.influence.top import at_the_top
+from quintet.papers.influence.influence import influence
+from quintet.papers.influence.last_layer.top import at_the_top
+from quintet.papers.influence.risk.examples import Examples
+from quintet.papers.influence.risk.linear_risk import make_risk
+from quintet.papers.influence.risk.risk import weight_decay
+from quintet.papers.influence.risk.softmax_risk import SoftmaxRisk
+from quintet.papers.influence.solvers.direct import Direct
 from quintet.papers.show_and_tell.ensemble import CaptionEnsemble
 from quintet.papers.show_and_tell.module import ShowAndTellModule
 

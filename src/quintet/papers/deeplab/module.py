@@ -22,13 +22,13 @@ from quintet.common.errors import UserError
 from quintet.common.optim import OptimizerConfig, build_optimizer, from_mapping
 from quintet.data.batches import SegmentationBatch
 from quintet.metrics.segmentation import MeanIoU
-from quintet.models.deeplab.top import LAST, top_of
-from quintet.models.influence.softmax_top import SoftmaxTop, TopBatch, is_layer
 from quintet.papers.deeplab.backbone import BackboneConfig
 from quintet.papers.deeplab.groups import decayed_names, l2_term, parameter_groups
 from quintet.papers.deeplab.heads import NetworkConfig
 from quintet.papers.deeplab.multi_scale import IGNORE, fuse, resize, summed_losses
 from quintet.papers.deeplab.network import DeepLab
+from quintet.papers.influence.last_layer.deeplab import LAST, top_of
+from quintet.papers.influence.last_layer.softmax_top import SoftmaxTop, TopBatch, is_layer
 
 STAGES = ("val", "test")
 

@@ -20,8 +20,8 @@ from quintet.common.errors import UserError
 from quintet.common.optim import OptimizerConfig, build_optimizer, from_mapping
 from quintet.data.batches import CaptionBatch
 from quintet.data.special_ids import EOS
-from quintet.models.influence.softmax_top import SoftmaxTop, TopBatch, is_layer
-from quintet.models.show_and_tell.top import LAST, top_of
+from quintet.papers.influence.last_layer.show_and_tell import LAST, top_of
+from quintet.papers.influence.last_layer.softmax_top import SoftmaxTop, TopBatch, is_layer
 from quintet.papers.rare_events.memory.memory import MemoryConfig
 from quintet.papers.rare_events.memory.token_memory import RecallConfig, TokenMemory
 from quintet.papers.show_and_tell.captioner import Captioner

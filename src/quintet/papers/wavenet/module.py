@@ -20,8 +20,8 @@ from quintet.common.errors import UserError
 from quintet.common.optim import OptimizerConfig, build_optimizer, from_mapping
 from quintet.data.batches import AudioBatch
 from quintet.metrics.audio import NATS_PER_BIT, SampleNats
-from quintet.models.influence.softmax_top import SoftmaxTop, TopBatch, is_layer
-from quintet.models.wavenet.top import LAST, top_of
+from quintet.papers.influence.last_layer.softmax_top import SoftmaxTop, TopBatch, is_layer
+from quintet.papers.influence.last_layer.wavenet import LAST, top_of
 from quintet.papers.wavenet.network import WaveNet, WaveNetConfig, describe_receptive_field
 
 CONDITIONS = ("speaker", "tags", "local")

@@ -4,15 +4,15 @@ import pytest
 import torch
 
 from quintet.data.batches import SegmentationBatch
-from quintet.models.influence.examples import Examples
-from quintet.models.influence.influence import influence
-from quintet.models.influence.kronecker import LayerTape
-from quintet.models.influence.linear_risk import make_risk
-from quintet.models.influence.softmax_risk import SoftmaxRisk
-from quintet.models.influence.solvers.cg import ConjugateGradient
-from quintet.models.influence.solvers.direct import Direct
-from quintet.models.influence.top import at_the_top
 from quintet.papers.deeplab.module import DeepLabModule
+from quintet.papers.influence.influence import influence
+from quintet.papers.influence.last_layer.top import at_the_top
+from quintet.papers.influence.risk.examples import Examples
+from quintet.papers.influence.risk.kronecker import LayerTape
+from quintet.papers.influence.risk.linear_risk import make_risk
+from quintet.papers.influence.risk.softmax_risk import SoftmaxRisk
+from quintet.papers.influence.solvers.cg import ConjugateGradient
+from quintet.papers.influence.solvers.direct import Direct
 
 FACTS = {"num_classes": 3, "classes": ["background", "cat", "dog"]}
 BACKBONE = {"name": "resnet18", "output_stride": 16, "weights": None}

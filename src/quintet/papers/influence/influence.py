@@ -1,0 +1,172 @@
+"""Which training examples made the model say this: the influence of every one of them on every query's loss.
+
+Koh & Liang 2017, equation 2: I_up,loss(z, z_test) = -grad L(z_test)^T H^-1 grad L(z); removing z changes the test loss
+by about -I_up,loss / n. Signs here say what they mean: `delta_test_loss_if_removed` > 0 is a helpful example.
+Legend: Q queries, N training examples, p parameters.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quintet.papers.influence.last_layer.top import at_the_top
+from quintet.papers.influence.risk.examples import Examples
+from quintet.papers.influence.risk.linear_risk import make_risk
+from quintet.papers.influence.risk.risk import EmpiricalRisk, ranks, sum_of_ranks
+from quintet.papers.influence.solvers.cg import ConjugateGradient
+from quintet.papers.influence.solvers.interface import InverseHessian, Solution, Solver
+from quintet.papers.influence.store import ScoreStore
+
+log = logging.getLogger(__name__)
+QUERY_BLOCK = 128  # queries solved together
+SOLVE_NUMBERS = 256 << 20  # numbers that the right-hand sides solved together may hold
+CONVERGED = 1e-4  # gradient norm above which the parameters are said not to be at a minimum
+
+
+@dataclass(frozen=True)
+class InfluenceResult:
+    """What `influence` found out."""
+
+    delta_test_loss_if_removed: Tensor  # (Q, N) nats (or the loss's unit); > 0: helpful
+    query_losses: Tensor  # (Q,) without the L2 term
+    train_losses: Tensor  # (N,)
+    s_test: Tensor  # (Q, p) = (H + damping I)^-1 grad L(z_test)
+    relative_residual: Tensor  # (Q,) of the solver
+    iterations: int  # the most that a block of queries took
+    effective_damping: float
+    gradient_norm: float  # of the training risk; 0 at a minimum
+    num_params: int
+
+    def top_helpful(self, count: int) -> tuple[Tensor, Tensor]:
+        """Scores and positions (Q, count) of the training examples whose removal raises the test loss most."""
+        values, places = self.delta_test_loss_if_removed.topk(min(count, self.delta_test_loss_if_removed.shape[1]))
+        return values, places
+
+    def top_harmful(self, count: int) -> tuple[Tensor, Tensor]:
+        """Scores and positions (Q, count) of those whose removal lowers it most."""
+        values, places = (-self.delta_test_loss_if_removed).topk(min(count, self.delta_test_loss_if_removed.shape[1]))
+        return -values, places
+
+
+def influence(
+    module: Any,
+    train: Examples,
+    queries: Examples,
+    params: str | Sequence[str] = "*",
+    solver: Solver | None = None,
+    batch_size: int | None = None,
+    cache_dir: Path | None = None,
+) -> InfluenceResult:
+    """The influence of all `train` examples on the loss of each query.
+
+    module: any LightningModule with example_losses, at its trained parameters. params: patterns of parameter names; the
+    others count as fixed. solver: conjugate gradients without damping by default. cache_dir: what is finished is kept
+    there, and a second call with the same weights, examples and settings goes on from it. With torch.distributed the
+    ranks share all sweeps and each returns everything. Errors: UserError, with advice, for an indefinite Hessian, a
+    diverging series, a module without example_losses, params that match nothing.
+    """
+    solver = solver or ConjugateGradient()
+    module, train, queries = at_the_top(module, params, train, queries)
+    risk = make_risk(module, train, params, batch_size)
+    store = ScoreStore(cache_dir, risk, queries, solver)
+    norm = store.number("gradient_norm", lambda: float(risk.gradient().norm()))
+    warn_unless_converged(norm, risk)
+    query_losses = sweep_losses(risk, queries)
+    solutions, prepared = [], None
+    for block, rows in enumerate(_slices(len(queries), query_block(risk))):
+        solution = store.load_solution(block)
+        if solution is None:
+            prepared = prepared or solver.prepare(risk)
+            solution = prepared.solve(gradients_of(risk, queries, rows))
+            store.save_solution(block, solution)
+        solutions.append(solution)
+    s_test = torch.cat([s.vectors for s in solutions])
+    scores, losses = sweep(risk, s_test, store)
+    return InfluenceResult(
+        delta_test_loss_if_removed=scores,
+        query_losses=query_losses,
+        train_losses=losses,
+        s_test=s_test,
+        relative_residual=torch.cat([s.relative_residual for s in solutions]),
+        iterations=max(s.iterations for s in solutions),
+        effective_damping=solutions[0].effective_damping,
+        gradient_norm=norm,
+        num_params=risk.num_params,
+    )
+
+
+def warn_unless_converged(gradient_norm: float, risk: EmpiricalRisk) -> None:
+    """Influence is the first order about a minimum; say how far from one the parameters are."""
+    if gradient_norm > CONVERGED:
+        log.warning(
+            "the training risk has gradient norm %.3g at these parameters (0 at a minimum, |theta| = %.3g): scores are"
+            " of the tangent there; train longer, or set solver.damping",
+            gradient_norm, float(risk.theta.norm()),
+        )  # fmt: skip
+
+
+def gradients_of(risk: EmpiricalRisk, examples: Examples, rows: slice) -> Tensor:
+    """grad L of some examples without the L2 term, (rows, p)."""
+    places = range(*rows.indices(len(examples)))
+    parts = [slice(a, min(a + risk.batch_size, rows.stop)) for a in places[:: risk.batch_size]]
+    return torch.cat([risk.example_gradients(risk.read(examples, part)) for part in parts])
+
+
+def sweep_losses(risk: EmpiricalRisk, examples: Examples) -> Tensor:
+    """Losses (N,) of examples without the L2 term, on the CPU."""
+    with torch.no_grad():
+        batches = examples.batches(risk.batch_size, risk.dtype, risk.device, keep=False)
+        return torch.cat([risk.losses(risk.theta, batch) for _, batch in batches]).cpu()
+
+
+def sweep(risk: EmpiricalRisk, s_test_qp: Tensor, store: ScoreStore | None = None) -> tuple[Tensor, Tensor]:
+    """s_test . grad L(z_i) / n for all training examples, (Q, N), L2 term included, and their losses (N,)."""
+    scores_qn = torch.zeros(len(s_test_qp), len(risk.train), dtype=risk.dtype)
+    losses_n = torch.zeros(len(risk.train), dtype=risk.dtype)
+    penalty_q = (s_test_qp @ risk.penalty_gradient()).cpu()
+    for place, batch in risk.batches():
+        found = store.load_chunk(place) if store else None
+        if found is None:
+            found = risk.directional(batch, s_test_qp).cpu(), risk.batch_losses(batch).cpu()
+            if store:
+                store.save_chunk(place, *found)
+        scores_qn[:, place], losses_n[place] = found[0] + penalty_q[:, None], found[1]
+    if ranks()[1] > 1:
+        scores_qn, losses_n = (sum_of_ranks(t.to(risk.device)).cpu() for t in (scores_qn, losses_n))
+    return scores_qn / len(risk.train), losses_n
+
+
+def self_influence(risk: EmpiricalRisk, inverse: InverseHessian) -> Tensor:
+    """grad L(z_i)^T (H + damping I)^-1 grad L(z_i) / n of every training example, (N,): how much it made its own loss.
+
+    Section 5.4 orders examples by it to find wrong labels. The L2 term is in the gradients.
+    """
+    # every rank takes all examples: they share the products with the Hessian, which want the same vectors everywhere
+    found = []
+    for rows in _slices(len(risk.train), max(1, min(risk.batch_size, SOLVE_NUMBERS // risk.num_params))):
+        gradients_bp = gradients_of(risk, risk.train, rows) + risk.penalty_gradient()
+        found.append((gradients_bp * inverse.apply(gradients_bp)[0]).sum(1))
+    return torch.cat(found).cpu() / len(risk.train)
+
+
+def influence_on_params(risk: EmpiricalRisk, inverse: InverseHessian, rows: slice) -> Solution:
+    """I_up,params(z) = -H^-1 grad L(z), section 2.1, of some training examples, (rows, p).
+
+    Removing z moves theta by about -1/n of it.
+    """
+    gradients_kp = gradients_of(risk, risk.train, rows) + risk.penalty_gradient()
+    return inverse.solve(-gradients_kp)
+
+
+def query_block(risk: EmpiricalRisk) -> int:
+    """How many queries to solve together."""
+    return max(1, min(QUERY_BLOCK, SOLVE_NUMBERS // risk.num_params))
+
+
+def _slices(total: int, size: int) -> list[slice]:
+    return [slice(a, min(a + size, total)) for a in range(0, total, size)]

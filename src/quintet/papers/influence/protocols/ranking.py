@@ -1,0 +1,98 @@
+"""What `explain` ranks: single training examples, or groups of them whose influence adds up.
+
+Legend: Q queries, N training examples, U units (examples or groups).
+"""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quintet.common.errors import UserError
+from quintet.data.exhibit import Exhibit
+from quintet.papers.influence.protocols.panel import Card
+
+KINDS = ("helpful", "harmful")
+SAMPLED = 5000  # units that are looked at to count labels
+
+
+class Ranked(NamedTuple):
+    """A unit and its influence on one query."""
+
+    unit: int
+    score: float  # change of the query's loss if it were removed
+    loss: float  # its own, of a group the mean
+    index: int  # in the training split; of a group's strongest member
+    title: str
+    group: str | None
+    label: str | None
+
+
+class Units:
+    """`scores_qn` summed within groups (`grouped`) or as they are; first order, so that influence of removals adds up.
+
+    Errors: UserError for groups where the data has none.
+    """
+
+    def __init__(self, datamodule, indices_n: NDArray, scores_qn: NDArray, losses_n: NDArray, grouped: bool) -> None:
+        self.datamodule, self.indices_n, self.scores_qn, self.losses_n = datamodule, indices_n, scores_qn, losses_n
+        self.grouped, self.what = grouped, "groups" if grouped else "training examples"
+        if not grouped:
+            self.members, self.scores_qu = [np.array([n]) for n in range(len(indices_n))], scores_qn
+            return
+        names = [self._exhibit(n).group for n in range(len(indices_n))]
+        if None in names:
+            raise UserError("protocol.aggregate=group: the examples of this data belong to no group, use example")
+        groups: dict[str, list[int]] = {}
+        for n, name in enumerate(names):
+            groups.setdefault(name, []).append(n)
+        self.members = [np.array(rows) for rows in groups.values()]
+        self.scores_qu = np.stack([scores_qn[:, rows].sum(1) for rows in self.members], 1)
+
+    def ranked(self, q: int, kind: str, count: int) -> list[Ranked]:
+        """Up to `count` units, strongest first: helpful ones have a positive score, harmful ones a negative."""
+        sign = 1 if kind == "helpful" else -1
+        order = np.argsort(-sign * self.scores_qu[q], kind="stable")[:count]
+        return [self._describe(q, int(unit), sign) for unit in order if sign * self.scores_qu[q, unit] > 0]
+
+    def _describe(self, q: int, unit: int, sign: int) -> Ranked:
+        rows = self.members[unit]
+        strongest = int(rows[np.argmax(sign * self.scores_qn[q, rows])])
+        shown = self._exhibit(strongest)
+        title = shown.group if self.grouped else shown.title
+        return Ranked(unit, float(self.scores_qu[q, unit]), float(self.losses_n[rows].mean()),
+                      int(self.indices_n[strongest]), title, shown.group, shown.label)  # fmt: skip
+
+    def card(self, q: int, one: Ranked) -> Card:
+        """The unit for the picture; the sounds of a group's members one after the other, with each one's share."""
+        rows = self.members[one.unit]
+        heading = f"{one.score:+#.3g}"
+        if len(rows) == 1:
+            return Card(self._exhibit(int(rows[0])), heading)
+        shown = [self._exhibit(int(n)) for n in rows]
+        if shown[0].audio is None:
+            return Card(self._exhibit(int(np.flatnonzero(self.indices_n == one.index)[0])), heading)
+        lengths = [len(exhibit.audio) / exhibit.sample_rate for exhibit in shown]
+        whole = replace(shown[0], title=f"{one.title}, {len(rows)} windows",
+                        audio=np.concatenate([exhibit.audio for exhibit in shown]))  # fmt: skip
+        return Card(whole, heading, list(zip(lengths, self.scores_qn[q, rows].tolist(), strict=True)))
+
+    def labels(self) -> list[str | None]:
+        """Of all units, a group's that of its first member."""
+        return [self._exhibit(int(rows[0])).label for rows in self.members]
+
+    def share_of(self, label: str, seed: int) -> float:
+        """Share of the units that have a label; of many units, among some drawn by `seed`."""
+        known = self._labels(seed)
+        return known.count(label) / len(known)
+
+    def _labels(self, seed: int) -> list[str | None]:
+        if not hasattr(self, "_known"):
+            count = len(self.members)
+            some = np.random.default_rng(seed).permutation(count)[:SAMPLED]
+            self._known = [self._exhibit(int(self.members[unit][0])).label for unit in some]
+        return self._known
+
+    def _exhibit(self, n: int) -> Exhibit:
+        return self.datamodule.exhibit("train", int(self.indices_n[n]))
