@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-ARGS   ?= experiment=wavenet_sample
+ARGS   ?= experiment=wavenet/sample
 
 .PHONY: train eval test test-slurm lint format results bench clean
 

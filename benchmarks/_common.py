@@ -17,7 +17,7 @@ RESULTS = Path(os.environ.get("QUINTET_RESULTS", REPOSITORY / "docs" / "results"
 def parser(description: str, result: str) -> argparse.ArgumentParser:
     """Options that every script has; what is left over are train.py overrides."""
     made = argparse.ArgumentParser(description=description)
-    made.add_argument("overrides", nargs="*", help="as for train.py: experiment=wavenet_sample data.root=...")
+    made.add_argument("overrides", nargs="*", help="as for train.py: experiment=wavenet/sample data.root=...")
     made.add_argument("--publish", default=None, metavar="NAME", help=f"write docs/results/NAME.json, e.g. {result}")
     made.add_argument("--subset", action="store_true", help="the data are a part of the official set: say so")
     return made

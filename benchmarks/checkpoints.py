@@ -17,15 +17,15 @@ from samples import SAMPLES, overrides_of
 
 LARGE = {  # name: the sample whose data it takes, and what makes the network the paper's
     "WaveNet, 30 layers, residual 64": (
-        "wavenet_sample",
+        "wavenet/sample",
         ["model.network.stacks=3", "model.network.layers_per_stack=10", "model.network.residual_channels=64",
          "model.network.gate_channels=64", "model.network.skip_channels=256", "model.network.head_channels=256"],
     ),
     "DeepLab, ResNet-101, ASPP": (
-        "deeplab_sample", ["model.backbone.name=resnet101", "model.network.head=aspp_l"],
+        "deeplab/sample", ["model.backbone.name=resnet101", "model.network.head=aspp_l"],
     ),
     "Show and Tell, Inception-v3, LSTM 512": (
-        "captioning_sample",
+        "show_and_tell/sample",
         ["model.encoder.name=inception_v3", "model.encoder.image_size=299", "model.network.embedding=512",
          "model.network.hidden=512"],
     ),

@@ -18,14 +18,14 @@ from _common import REPOSITORY
 from quintet.harness.results import commit
 
 SCRIPTS = {  # result: script and options
-    "harness_startup": ["startup.py", "experiment=wavenet_sample", "trainer=cpu"],
+    "harness_startup": ["startup.py", "experiment=wavenet/sample", "trainer=cpu"],
     "harness_overhead": ["overhead.py"],
     "harness_ddp_scaling": ["scaling.py"],
     "harness_checkpoints": ["checkpoints.py"],
     "harness_loaders": ["loaders.py"],
     "wavenet_generation": ["generation.py"],
     "rare_memory_speed": ["memory.py", "--slots", "8192", "100000"],
-    "rare_events_episodes": ["episodes.py", "experiment=rare_events_sample"],
+    "rare_events_episodes": ["episodes.py", "experiment=rare_events/sample"],
     "deeplab_crf_speed": ["crf.py", "--images", "3"],
     "deeplab_aspp_speed": ["aspp.py"],
     "deeplab_training_speed": ["segmentation.py"],

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from _common import report
-from quintet.models.wavenet.generate import generate
 
+from quintet.papers.wavenet.generate import generate
 from quintet.papers.wavenet.network import WaveNet, WaveNetConfig
 
 SIZE = "30 layers in 3 stacks, kernel 2, residual 64, gate 64, skip and head 256, 256 classes"

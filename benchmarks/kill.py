@@ -29,25 +29,25 @@ from quintet.common.errors import UserError
 COMMON = ["callbacks=quiet", "trainer=cpu", "trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1",
           "callbacks.last.every_n_steps=3"]  # fmt: skip
 AVERAGED = "+callbacks.ema={_target_: quintet.harness.callbacks.ema.Ema, decay: 0.9}"
-WAVENET = ["experiment=wavenet_sample", "model.network.stacks=1", "model.network.layers_per_stack=4",
+WAVENET = ["experiment=wavenet/sample", "model.network.stacks=1", "model.network.layers_per_stack=4",
            "model.network.residual_channels=8", "model.network.gate_channels=8", "model.network.skip_channels=8",
            "model.network.head_channels=8",
            "data.source.num_utterances=5", "data.source.seconds=1.0",
            "data.chunk_samples=1600", "data.val_fraction=0.2",
            "trainer.max_epochs=2", "trainer.val_check_interval=0.4"]  # fmt: skip
-RARE = ["experiment=rare_events_sample", "model.network.channels=[4,8]", "model.network.width=16",
+RARE = ["experiment=rare_events/sample", "model.network.channels=[4,8]", "model.network.width=16",
         "model.network.dropout=0.3", "model.memory.slots=64", "model.memory.neighbours=16", "model.lifelong=true",
         "data.batch_size=2", "data.length=15", "data.shots=[1,2]", "data.episodes_per_epoch=8", "data.val_episodes=4",
         "trainer.max_epochs=4", "callbacks.last.every_n_steps=20"]  # fmt: skip
-INFLUENCE = ["experiment=influence_sample", "model.optimizer.name=adam", "model.optimizer.lr=0.01",
+INFLUENCE = ["experiment=influence/sample", "model.optimizer.name=adam", "model.optimizer.lr=0.01",
              "data.batch_size=16", "trainer.max_epochs=4",
              "callbacks.best={_target_: lightning.pytorch.callbacks.ModelCheckpoint, filename: best, monitor: val/loss,"
              " dirpath: '${run_dir}/checkpoints', enable_version_counter: false}"]  # fmt: skip
-DEEPLAB = ["experiment=deeplab_sample", "model.backbone.name=squeezenet1_1", "model.backbone.output_stride=16",
+DEEPLAB = ["experiment=deeplab/sample", "model.backbone.name=squeezenet1_1", "model.backbone.output_stride=16",
            "model.network.channels=8", "model.network.dropout=0.3", "data.crop_size=33", "data.batch_size=2",
            "data.eval_size=129", "model.optimizer.lr=1e-4",
            "trainer.max_epochs=4", "trainer.check_val_every_n_epoch=1"]  # fmt: skip
-CAPTIONS = ["experiment=captioning_sample", "model.encoder.image_size=32", "model.network.embedding=16",
+CAPTIONS = ["experiment=show_and_tell/sample", "model.encoder.image_size=32", "model.network.embedding=16",
             "model.network.hidden=16", "model.network.dropout=0.3", "data.source.num_train=40",
             "data.source.num_val=6", "data.source.num_test=6", "data.batch_size=4", "data.resize_size=40",
             "data.crop_size=32", "data.mirror=true", "data.colour_jitter=true", "trainer.max_epochs=3",

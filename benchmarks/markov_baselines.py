@@ -1,6 +1,6 @@
 """How predictable are mu-law classes without a network? Order-0, order-1 and order-2 Markov models, in bits per sample.
 
-    python benchmarks/markov_baselines.py experiment=wavenet_vctk_multispeaker data.root=... --subset \
+    python benchmarks/markov_baselines.py experiment=wavenet/vctk_multispeaker data.root=... --subset \
         --from logs/NAME/RUN/eval/test/result.json --publish wavenet_vctk_baselines
 
 Fitted on the training split and measured on the held-out utterances of the same configuration that train.py runs, on

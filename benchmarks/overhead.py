@@ -2,7 +2,7 @@
 
     python benchmarks/overhead.py [--rounds 5] [--publish harness_overhead]
 
-A batch of influence_sample is a hundredth of a millisecond of arithmetic: its row is the harness's fixed cost a step.
+A batch of influence/sample is a hundredth of a millisecond of arithmetic: its row is the harness's fixed cost a step.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import training
 from _common import one_line_errors, parser, report, row
 from samples import SAMPLES, overrides_of
 
-STEPS = {"influence_sample": 400}  # so short that forty would be noise
+STEPS = {"influence/sample": 400}  # so short that forty would be noise
 
 
 def measured(experiment: str, steps: int, rounds: int, folder: str) -> list[dict]:

@@ -5,12 +5,12 @@ Legend: an experiment, and the overrides that make its training a plain loop ove
 
 QUIET = ["trainer=cpu", "trainer.precision=32-true", "trainer.enable_progress_bar=false"]
 SAMPLES = {
-    "wavenet_sample": [],
-    "rare_events_sample": [],
+    "wavenet/sample": [],
+    "rare_events/sample": [],
     # its own L-BFGS takes all examples in a step; what is asked here is what a step costs
-    "influence_sample": ["model.optimizer.name=adam", "model.optimizer.lr=0.01", "data.batch_size=100"],
-    "deeplab_sample": ["model.optimizer.total_steps=1000", "data.num_workers=0"],
-    "captioning_sample": ["data.num_workers=0"],
+    "influence/sample": ["model.optimizer.name=adam", "model.optimizer.lr=0.01", "data.batch_size=100"],
+    "deeplab/sample": ["model.optimizer.total_steps=1000", "data.num_workers=0"],
+    "show_and_tell/sample": ["data.num_workers=0"],
 }
 
 

@@ -16,7 +16,7 @@ import training
 from _common import one_line_errors, parser, report, row
 from samples import overrides_of
 
-EXPERIMENTS = ("wavenet_sample", "deeplab_sample", "captioning_sample")
+EXPERIMENTS = ("wavenet/sample", "deeplab/sample", "show_and_tell/sample")
 TWO = ["trainer=ddp_cpu", "trainer.devices=2"]
 
 

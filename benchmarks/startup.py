@@ -1,6 +1,6 @@
 """How long until the first training step? Imports, building, data and first step, each in cold processes.
 
-    python benchmarks/startup.py experiment=wavenet_sample --publish wavenet_startup
+    python benchmarks/startup.py experiment=wavenet/sample --publish wavenet_startup
 
 Also what a user waits for without training: `train.py --help` and a refused configuration. Medians over the rounds; the
 data set is prepared (decoded, cached) once before, its own time is a row of its own.

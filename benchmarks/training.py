@@ -1,6 +1,6 @@
 """What does the harness cost? A batch's time in the Lightning run against a bare PyTorch loop, and peak memory.
 
-    python benchmarks/training.py experiment=wavenet_sample --publish wavenet_training
+    python benchmarks/training.py experiment=wavenet/sample --publish wavenet_training
 
 Both train the same network with the same optimiser on the same data module's batches, each in its own process, in turn
 (lightning, bare, bare, lightning ...); medians over the rounds. The Lightning run has the configuration's callbacks and

@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).parents[1]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TINY = [
-    "experiment=wavenet_sample",
+    "experiment=wavenet/sample",
     "callbacks=quiet",
     "trainer=cpu",
     "model.network.stacks=1",

@@ -5,6 +5,7 @@ same kind, so that no data set is needed.
 """
 
 import json
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -17,9 +18,14 @@ from quintet.harness.resume.checkpoint import load_checkpoint
 from quintet.harness.run.evaluate import evaluate
 from quintet.harness.run.fit import fit
 
-EXPERIMENTS = sorted((config.CONF / "experiment").glob("*.yaml"))
+EXPERIMENTS = sorted((config.CONF / "experiment").glob("*/*.yaml"))
 QUICK = ["trainer=cpu", "callbacks=quiet", "trainer.enable_progress_bar=false", "trainer.precision=32-true"]
 LIMITS = ["trainer.limit_val_batches=1", "trainer.limit_train_batches=3", "trainer.val_check_interval=1.0"]
+
+
+def name(path):
+    """`deeplab/sample`, as on the command line."""
+    return str(path.relative_to(config.CONF / "experiment").with_suffix(""))
 
 
 class Small(NamedTuple):
@@ -129,13 +135,13 @@ def choice(path, group):
     """The model or data config that an experiment file chooses, itself or through the experiment it builds on."""
     defaults = yaml.safe_load(path.read_text())["defaults"]
     chosen = [d[f"override /{group}"] for d in defaults if isinstance(d, dict) and f"override /{group}" in d]
-    return chosen[0] if chosen else choice(path.with_name(f"{defaults[0]}.yaml"), group)
+    return chosen[0] if chosen else choice(Path(f"{config.CONF}{defaults[0]}.yaml"), group)
 
 
 def composed(path, folder, *more):
     small, data = SMALL[choice(path, "model")], choice(path, "data")
-    overrides = [f"experiment={path.stem}", f"data={small.samples.get(data, data)}", *small.overrides, *QUICK, *LIMITS]
-    overrides += [f"paths.cache_dir={folder}/cache", f"run_dir={folder}/{path.stem}", "run_id=x", *more]
+    overrides = [f"experiment={name(path)}", f"data={small.samples.get(data, data)}", *small.overrides, *QUICK, *LIMITS]
+    overrides += [f"paths.cache_dir={folder}/cache", f"run_dir={folder}/{name(path)}", "run_id=x", *more]
     if data == "librispeech":  # its own key, which the sample's source does not have
         overrides += ["~data.source.subsets"]
     if "ema:" in path.read_text():  # the quiet callbacks have none
@@ -157,21 +163,22 @@ def test_every_model_has_experiments():
     assert {choice(path, "model") for path in EXPERIMENTS} == set(SMALL)
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=name)
 def test_header_and_length(path):
     text = path.read_text()
-    for word in ("Paper:", "Command: python train.py experiment=" + path.stem, "Hardware and time:", "Ours:"):
+    for word in ("Paper:", "Command: python train.py experiment=" + name(path), "Hardware and time:", "Ours:"):
         assert word in text, word
+    assert f"\nname: {name(path)}\n" in text
     assert len(text.splitlines()) <= 25
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=name)
 def test_fit_resume_and_evaluate(path, folder):
     small = SMALL[choice(path, "model")]
     one, two = small.batch_steps, 2 * small.batch_steps
     cfg = composed(path, folder, f"trainer.max_steps={one}", "trainer.limit_test_batches=1")
     fit(cfg)
-    run = folder / path.stem
+    run = folder / name(path)
     saved = compose.saved_config(run)
     compose.apply_overrides(saved, [f"trainer.max_steps={two}"], root="train")
     with open_dict(saved):
@@ -186,7 +193,7 @@ def test_fit_resume_and_evaluate(path, folder):
     assert json.loads((run / "eval" / "test" / "result.json").read_text())["rows"]
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=name)
 def test_unknown_keys_are_refused(path, folder):
     with pytest.raises(UserError, match=r"model\.network\.stakcs"):
         composed(path, folder, "+model.network.stakcs=3")

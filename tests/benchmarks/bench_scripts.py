@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 TINY = [
-    "experiment=wavenet_sample",
+    "experiment=wavenet/sample",
     "callbacks=quiet",
     "model.network.stacks=1",
     "model.network.layers_per_stack=4",

@@ -8,7 +8,7 @@ from bench_scripts import checkpoints, everything, loaders, overhead, samples, s
 
 
 def test_a_checkpoint_holds_the_optimiser_too(tmp_path):
-    overrides = samples.overrides_of("influence_sample", str(tmp_path))
+    overrides = samples.overrides_of("influence/sample", str(tmp_path))
     rows = {r["metric"]: r for r in checkpoints.measured("m", overrides, 2, tmp_path)}
     parameters = int(rows["m: size"]["note"].split()[0])
     assert rows["m: size"]["value"] * 1e6 > 3 * 4 * parameters  # weights and Adam's two moments
@@ -16,8 +16,8 @@ def test_a_checkpoint_holds_the_optimiser_too(tmp_path):
 
 
 def test_loaders_are_timed_over_the_ends_of_epochs(tmp_path):
-    rows = loaders.measured("influence_sample", 30, str(tmp_path))
-    assert [r["metric"] for r in rows] == ["influence_sample: 0 workers", "influence_sample: 2 workers"]
+    rows = loaders.measured("influence/sample", 30, str(tmp_path))
+    assert [r["metric"] for r in rows] == ["influence/sample: 0 workers", "influence/sample: 2 workers"]
     assert all(r["value"] > 0 for r in rows)
 
 
@@ -27,7 +27,7 @@ def test_the_cost_of_the_harness_is_a_difference(monkeypatch):
         overhead.training, "in_process", lambda variant, args: {"ms": ms[variant], "peak_mb": 1, "loss": 2, "data": "d"}
     )
     rows = {
-        r["metric"].removeprefix("wavenet_sample: "): r["value"] for r in overhead.measured("wavenet_sample", 9, 1, "")
+        r["metric"].removeprefix("wavenet/sample: "): r["value"] for r in overhead.measured("wavenet/sample", 9, 1, "")
     }
     assert rows["cost of the harness"] == 2 and rows["speed, lightning / bare"] == pytest.approx(10 / 12)
 
@@ -43,7 +43,7 @@ def test_efficiency_is_of_the_same_work_in_each_process(monkeypatch):
     monkeypatch.setattr(scaling.training, "in_process", timed)
     args = argparse.Namespace(rounds=1, steps=9, warmup=1)
     rows = {
-        r["metric"].removeprefix("wavenet_sample: "): r["value"] for r in scaling.measured("wavenet_sample", args, "")
+        r["metric"].removeprefix("wavenet/sample: "): r["value"] for r in scaling.measured("wavenet/sample", args, "")
     }
     assert seen == [False, False, False, True]
     assert rows["efficiency of 2 processes"] == 0.5 and rows["a batch, ddp"] == 20

@@ -18,10 +18,10 @@ def overrides(tmp_path_factory):
 
 
 SMALL = {  # an experiment and what keeps it a matter of seconds
-    "influence_sample": ["model.optimizer.name=adam", "model.optimizer.lr=0.01", "data.batch_size=200"],
-    "rare_events_sample": ["data.episodes_per_epoch=32", "data.val_episodes=4"],
-    "captioning_sample": ["data.batch_size=20", "data.num_workers=0"],
-    "deeplab_sample": [
+    "influence/sample": ["model.optimizer.name=adam", "model.optimizer.lr=0.01", "data.batch_size=200"],
+    "rare_events/sample": ["data.episodes_per_epoch=32", "data.val_episodes=4"],
+    "show_and_tell/sample": ["data.batch_size=20", "data.num_workers=0"],
+    "deeplab/sample": [
         "model.optimizer.total_steps=1000",
         "data.batch_size=2",
         "data.crop_size=65",

@@ -12,7 +12,7 @@ from quintet.harness.run.fit import fit
 from quintet.harness.run.second_run import load_run
 from quintet.papers.deeplab.multi_scale import coarse_labels
 
-SMALL = ["experiment=deeplab_sample", "model.backbone.name=squeezenet1_1", "model.network.head=none",
+SMALL = ["experiment=deeplab/sample", "model.backbone.name=squeezenet1_1", "model.network.head=none",
          "model.mean_over=[circle,square]", "data.source.num_train=6", "data.source.num_val=4", "data.crop_size=33",
          "trainer=cpu", "trainer.enable_progress_bar=false", "trainer.max_steps=1", "trainer.limit_val_batches=0",
          "callbacks=quiet", "run_id=x"]  # fmt: skip

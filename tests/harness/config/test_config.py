@@ -110,7 +110,8 @@ def test_multirun_with_ddp_is_refused():
 
 
 def every(group):
-    return sorted(p.stem for p in (config.CONF / group).glob("*.yaml"))
+    folder = config.CONF / group
+    return sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
 
 
 def test_every_data_config_fits_a_model_and_every_model_some_data():
@@ -143,4 +144,4 @@ def test_every_protocol_passes_the_check():
     for option in every("protocol"):
         request = compose.compose_checked("eval", [f"protocol={option}", "run=x"])
         compose.check_request(request, config.Origin())
-        assert request.protocol._target_.startswith("quintet.protocols.")
+        assert request.protocol._target_.startswith("quintet.")

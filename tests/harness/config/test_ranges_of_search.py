@@ -75,7 +75,7 @@ def test_a_search_with_optuna(house):
 
 
 def test_search_is_for_many_runs(house):
-    done = house.run("train.py", "experiment=influence_sample", "search=influence")
+    done = house.run("train.py", "experiment=influence/sample", "search=influence")
     assert done.returncode == 1 and done.stderr == "error: search=influence is many runs: add -m\n"
     done = house.run("train.py", "resume=somewhere", "search=influence")
     assert done.returncode == 1 and done.stderr == "error: resume= takes no search=: it continues one run\n"

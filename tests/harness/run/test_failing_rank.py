@@ -9,7 +9,7 @@ import pytest
 from commands import REPOSITORY
 
 SCRIPT = Path(__file__).with_name("failing_rank.py")
-OVERRIDES = ["experiment=influence_sample", "callbacks=quiet", "trainer=ddp_cpu", "model.optimizer.name=adam",
+OVERRIDES = ["experiment=influence/sample", "callbacks=quiet", "trainer=ddp_cpu", "model.optimizer.name=adam",
              "model.optimizer.lr=0.01", "data.batch_size=100", "trainer.enable_progress_bar=false",
              "trainer.max_epochs=5"]  # fmt: skip
 

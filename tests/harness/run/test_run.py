@@ -157,7 +157,7 @@ def test_eval_unknown_speaker_lists_the_known(house, whole):
 
 def test_checkpoint_of_another_model(house, whole, tmp_path):
     stored = torch.load(whole / "checkpoints" / "best.ckpt", weights_only=True)
-    stored["quintet_config"]["model"]["_target_"] = "quintet.models.other.module.OtherModule"
+    stored["quintet_config"]["model"]["_target_"] = "quintet.papers.other.module.OtherModule"
     torch.save(stored, tmp_path / "other.ckpt")
     refused(house.run("eval.py", f"run={whole}", f"ckpt={tmp_path / 'other.ckpt'}"), "OtherModule", "WaveNetModule")
 

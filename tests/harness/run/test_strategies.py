@@ -71,7 +71,7 @@ def test_all_ranks_validate_the_statistics_of_rank_0(tmp_path):
 
 
 def test_fsdp_composes_and_builds():
-    overrides = ["experiment=wavenet_sample", "trainer=fsdp", "run_dir=x", "name=x"]
+    overrides = ["experiment=wavenet/sample", "trainer=fsdp", "run_dir=x", "name=x"]
     cfg = compose.compose_checked("train", overrides)
     config.check(cfg, config.Origin(tuple(overrides)))
     strategy = build(cfg.trainer.strategy)

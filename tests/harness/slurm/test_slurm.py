@@ -132,7 +132,7 @@ def test_the_launcher_is_filled_in(monkeypatch):
 def test_a_search_is_as_many_jobs_as_it_has_combinations():
     """Its ranges stand in the sweeper, not on the command line; both are multiplied."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        said = ["experiment=influence_sample", "search=influence", "seed=1,2"]
+        said = ["experiment=influence/sample", "search=influence", "seed=1,2"]
         whole = hydra_compose("train", overrides=said[:2], return_hydra_config=True)
         with open_dict(whole):
             whole.hydra.overrides.task = said

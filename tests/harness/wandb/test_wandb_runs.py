@@ -12,7 +12,7 @@ from quintet.common.errors import UserError
 from quintet.harness.callbacks.wandb_run import WandbRun
 
 DIGITS = [
-    *("experiment=influence_sample", "callbacks=quiet", "trainer=cpu", "trainer.enable_progress_bar=false"),
+    *("experiment=influence/sample", "callbacks=quiet", "trainer=cpu", "trainer.enable_progress_bar=false"),
     *("model.optimizer.name=adam", "data.batch_size=300", "trainer.log_every_n_steps=1"),
 ]
 

@@ -19,7 +19,7 @@ from quintet.papers.rare_events.memory.token_memory import RecallConfig
 from quintet.papers.rare_events.neural_gpu import NeuralGPUConfig
 from quintet.papers.rare_events.translator import TranslatorConfig
 
-EXPERIMENTS = ["rare_events_translation_multi30k", "rare_events_translation_wmt14", "rare_events_synthetic_rare"]
+EXPERIMENTS = ["rare_events/translation_multi30k", "rare_events/translation_wmt14", "rare_events/synthetic_rare"]
 SMALL_MEMORY = ["model.memory.slots=256", "model.memory.width=8", "model.memory.neighbours=8"]
 SAMPLES = {
     "translation": ["data=pairs_sample", "model.network.width=8", "data.source.num_train=60"],
@@ -31,7 +31,7 @@ QUICK = ["trainer=cpu", "callbacks=quiet", "trainer.enable_progress_bar=false", 
 
 
 def composed(experiment, folder, *more):
-    sample = SAMPLES[experiment.split("_")[2]]
+    sample = SAMPLES[experiment.split("/")[1].split("_")[0]]
     overrides = [f"experiment={experiment}", *sample, *SMALL_MEMORY, *QUICK, f"paths.cache_dir={folder}/cache"]
     cfg = compose.compose_checked("train", [*overrides, "run_id=x", *more])
     config.check(cfg, config.Origin())

@@ -11,7 +11,7 @@ from quintet.harness.run.evaluate import evaluate
 from quintet.harness.run.fit import fit
 
 TINY = [
-    *("experiment=captioning_sample", "trainer=cpu", "callbacks=quiet", "trainer.enable_progress_bar=false"),
+    *("experiment=show_and_tell/sample", "trainer=cpu", "callbacks=quiet", "trainer.enable_progress_bar=false"),
     *("model.encoder.image_size=32", "model.network.embedding=8", "model.network.hidden=8", "data.batch_size=4"),
     *("data.source.num_train=8", "data.source.num_val=3", "data.source.num_test=3", "data.min_count=1"),
     *("data.resize_size=40", "data.crop_size=32", "trainer.num_sanity_val_steps=0", "trainer.max_epochs=2"),

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quintet.models.wavenet.generate import generate
 
 from quintet.common.errors import UserError
+from quintet.papers.wavenet.generate import generate
 from quintet.papers.wavenet.generate.compiled import NumbaBackend
 from quintet.papers.wavenet.generate.plan import make_plan
 from quintet.papers.wavenet.network import WaveNet, WaveNetConfig

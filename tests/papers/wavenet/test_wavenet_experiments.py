@@ -12,12 +12,12 @@ from quintet.papers.wavenet.module import WaveNetModule
 from quintet.papers.wavenet.network import WaveNetConfig
 
 CONF = REPOSITORY / "conf"
-EXPERIMENTS = sorted((CONF / "experiment").glob("wavenet_*.yaml"))
+EXPERIMENTS = sorted((CONF / "experiment" / "wavenet").glob("*.yaml"))
 PROTOCOLS = ["copy_synthesis", "generate", "phones", "speaker_swap", "test"]
 
 
 def test_the_papers_experiments_are_all_there():
-    names = {path.stem.removeprefix("wavenet_") for path in EXPERIMENTS}
+    names = {path.stem for path in EXPERIMENTS}
     assert names >= {
         "sample",
         "vctk_multispeaker",

@@ -95,14 +95,12 @@ def groups() -> list[str]:
 def explain(error: BaseException) -> str:
     """Hydra's and OmegaConf's complaints as one line with the nearest legal names."""
     text = str(error)
-    missing = re.search(r"Could not find '([^']+)/([^'/]+)'", text) or re.search(
-        r"In '[^']*': Could not find '([^']+)/([^']+)'", text
-    )
+    missing = re.search(r"Could not find '(experiment|hydra/\w+|[^'/]+)/([^']+)'", text)
     if missing:
         group, choice = missing.groups()
         if (group, choice) == ("hydra/sweeper", "optuna"):
             return f"this search needs Optuna: pip install optuna==5.0.0 && pip install --no-deps {OPTUNA_SWEEPER}"
-        options = [p.stem for p in (CONF / group).glob("*.yaml")]
+        options = [str(p.relative_to(CONF / group).with_suffix("")) for p in (CONF / group).rglob("*.yaml")]
         return f"unknown {group}={choice}: {suggest(choice, options)}"
     group = re.search(r"Could not override '([^']+)'\.\s*No match in the defaults list", text)
     if group:

@@ -137,7 +137,7 @@ def check_target(path: str, node: dict, origin: Origin) -> None:
     target = node["_target_"]
     if not is_allowed(target):
         raise UserError(
-            f"'{path}._target_: {target}' {origin.of(path)} is not allowed: only classes of quintet.models, .data,"
+            f"'{path}._target_: {target}' {origin.of(path)} is not allowed: only classes of quintet.papers, .data,"
             " .protocols, .callbacks and of lightning.pytorch may be built"
         )
     signature = signature_of(target)

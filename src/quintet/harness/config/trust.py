@@ -22,7 +22,7 @@ from quintet.common.errors import UserError
 from quintet.harness.config.signature import class_module
 
 ALLOWED = (  # (what may be written, where its definition must be)
-    (re.compile(r"quintet\.(?:models|papers|data|protocols|harness\.callbacks)(?:\.\w+)*\.[A-Za-z]\w*"), "quintet."),
+    (re.compile(r"quintet\.(?:papers|data|harness\.callbacks)(?:\.\w+)*\.[A-Za-z]\w*"), "quintet."),
     (re.compile(r"quintet\.harness\.(?:run|resume)\.(?:test|strategies|metrics_csv|checkpoint)\.[A-Z]\w*"), "quintet."),
     (re.compile(r"lightning\.pytorch\.Trainer"), "lightning."),
     (re.compile(r"lightning\.pytorch\.(?:callbacks|profilers|strategies)\.(?!Lambda)[A-Z]\w*"), "lightning."),

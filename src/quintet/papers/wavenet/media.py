@@ -13,7 +13,7 @@ from quintet.data.audio import mulaw
 
 def synthesise(module, num_samples: int, **arguments) -> np.ndarray:
     """Generate with the module's network: float waveforms (B, num_samples) in [-1, 1]."""
-    from quintet.models.wavenet.generate import generate
+    from quintet.papers.wavenet.generate import generate
 
     classes_bt = generate(module.network, num_samples, **arguments)
     return to_float(classes_bt.cpu(), module.facts["num_classes"])

@@ -24,7 +24,7 @@ STRONG = ["protocol.attack.step=30", "protocol.attack.radius=120", "protocol.att
 def run(tmp_path_factory):
     """A logistic top layer on the sample's ones and sevens."""
     folder = tmp_path_factory.mktemp("attack")
-    overrides = ["experiment=influence_dogfish_features", "data=digits_sample_features", "trainer=cpu",
+    overrides = ["experiment=influence/dogfish_features", "data=digits_sample_features", "trainer=cpu",
                  "callbacks=quiet", "trainer.enable_progress_bar=false", "data.max_train=60", "model.l2=0.0001",
                  "data.features.name=resnet18", "data.features.image_size=16",  # a random MobileNetV2 gives nothing
                  "run_id=x", f"paths.cache_dir={folder}/cache", f"run_dir={folder}/run"]  # fmt: skip

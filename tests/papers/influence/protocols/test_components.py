@@ -40,7 +40,7 @@ def trained(folder, name, *overrides):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """130 images, 64 weights and a bias."""
-    return trained(tmp_path_factory.mktemp("components"), "run", "experiment=influence_components",
+    return trained(tmp_path_factory.mktemp("components"), "run", "experiment=influence/components",
                    "data=digits_sample_17", "data.max_train=130", "model.network.bias=true")  # fmt: skip
 
 

@@ -43,7 +43,7 @@ def trained(folder, name, *overrides):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("domain_mismatch")
-    return trained(folder, "run", "experiment=influence_diabetes", "data=diabetes_sample")
+    return trained(folder, "run", "experiment=influence/diabetes", "data=diabetes_sample")
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +247,7 @@ def test_the_command_line(monkeypatch, run, capsys):
 
 
 def test_data_without_named_features_is_one_line(monkeypatch, tmp_path, capsys):
-    digits = trained(tmp_path, "digits", "experiment=influence_sample")
+    digits = trained(tmp_path, "digits", "experiment=influence/sample")
     with pytest.raises(SystemExit):
         evaluated(monkeypatch, digits)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]

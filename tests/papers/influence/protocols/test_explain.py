@@ -273,7 +273,7 @@ def test_data_without_groups_and_modules_without_losses(tmp_path):
 def run(tmp_path_factory):
     """A trained run of the pairs sample."""
     folder = tmp_path_factory.mktemp("explain")
-    overrides = ["experiment=rare_events_translation_multi30k", "data=pairs_sample", "trainer=cpu", "callbacks=quiet",
+    overrides = ["experiment=rare_events/translation_multi30k", "data=pairs_sample", "trainer=cpu", "callbacks=quiet",
                  "trainer.max_steps=2", "trainer.enable_progress_bar=false", "trainer.limit_val_batches=1",
                  "model.network.width=8", "model.memory.slots=64", "model.memory.width=8", "model.memory.neighbours=8",
                  "data.source.num_train=30", "data.source.num_test=4", "data.batch_size=8", "run_id=x",

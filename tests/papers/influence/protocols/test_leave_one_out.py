@@ -46,7 +46,7 @@ def trained(folder, name, *overrides):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Logistic regression of 120 images, 640 parameters."""
-    return trained(tmp_path_factory.mktemp("loo"), "run", "experiment=influence_sample", "data.max_train=120")
+    return trained(tmp_path_factory.mktemp("loo"), "run", "experiment=influence/sample", "data.max_train=120")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def svm(tmp_path_factory):
     return trained(
         folder,
         "svm",
-        "experiment=influence_mnist_svm",
+        "experiment=influence/mnist_svm",
         "data=digits_sample_17",
         "data.max_train=60",
         f"model.l2={SVM_L2}",

@@ -37,7 +37,7 @@ def trained(folder, name, *overrides):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return trained(tmp_path_factory.mktemp("mislabelled"), "run", "experiment=influence_enron", "data=enron_sample",
+    return trained(tmp_path_factory.mktemp("mislabelled"), "run", "experiment=influence/enron", "data=enron_sample",
                    f"model.l2={L2}")  # fmt: skip
 
 
@@ -263,7 +263,7 @@ def test_a_published_evaluation_has_its_plot(monkeypatch, run, tmp_path):
 
 
 def test_another_kind_of_run_is_one_line(monkeypatch, tmp_path, capsys):
-    digits = trained(tmp_path, "digits", "experiment=influence_sample")
+    digits = trained(tmp_path, "digits", "experiment=influence/sample")
     with pytest.raises(SystemExit):
         evaluated(monkeypatch, digits)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]

@@ -32,8 +32,8 @@ def trained(folder, name, *overrides):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rbf")
-    rbf = ["experiment=influence_dogfish_rbf", "data=digits_sample_17", "model.network.gamma=0.3"]
-    features = ["experiment=influence_dogfish_features", *FEATURES]
+    rbf = ["experiment=influence/dogfish_rbf", "data=digits_sample_17", "model.network.gamma=0.3"]
+    features = ["experiment=influence/dogfish_features", *FEATURES]
     return trained(folder, "rbf", *rbf), trained(folder, "features", *features)
 
 

@@ -28,7 +28,7 @@ from quintet.papers.show_and_tell.protocols.transfer import Transfer
 from quintet.papers.show_and_tell.protocols.word_neighbours import WordNeighbours
 
 TINY = [
-    *("experiment=captioning_sample", "trainer=cpu", "callbacks=quiet", "trainer.enable_progress_bar=false"),
+    *("experiment=show_and_tell/sample", "trainer=cpu", "callbacks=quiet", "trainer.enable_progress_bar=false"),
     *("model.encoder.image_size=32", "model.network.embedding=16", "model.network.hidden=16", "data.batch_size=5"),
     *("data.source.num_train=12", "data.source.num_val=4", "data.source.num_test=6", "data.min_count=1"),
     *("data.resize_size=40", "data.crop_size=32", "trainer.num_sanity_val_steps=0", "trainer.max_epochs=8"),
