@@ -73,7 +73,7 @@ def build_module(cfg, datamodule):
     """The model sized by the data; also tells the data module its receptive field, so that it works with no trainer."""
     from quintet.harness.config.build import build
 
-    module = build(cfg.model, facts=datamodule.facts)
+    module = build(cfg.model, data_info=datamodule.data_info)
     if getattr(datamodule, "context", 0) is None:
         datamodule.context = module.receptive_field
     return module

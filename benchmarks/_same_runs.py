@@ -9,7 +9,7 @@ CLOCKS = ("train/examples_per_s",)
 
 def last_checkpoint(run: Path, name: str = "last.ckpt") -> dict:
     """A checkpoint's content, without what names the run's own folder."""
-    from quintet.harness.resume.checkpoint import load_checkpoint
+    from quintet.common.checkpoints import load_checkpoint
 
     content = load_checkpoint(run / "checkpoints" / name)
     content.pop("quintet_config", None)

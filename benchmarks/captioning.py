@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from _common import one_line_errors, report, row
 from torch import Tensor
-from torch.nn import functional as nnf
+from torch.nn import functional as F
 
 from quintet.common.errors import UserError
 from quintet.data.special_ids import BOS, EOS, PAD, UNKNOWN
@@ -147,7 +147,7 @@ def bare_loop(module: Any, batches: list) -> float:
     for batch in batches:
         x_btd = torch.cat([image(batch.features)[batch.image_row][:, None], words(batch.words[:, :-1])], 1)
         logits = output(dropout(lstm(dropout(x_btd))[0][:, 1:]))
-        loss = nnf.cross_entropy(logits.flatten(0, 1), batch.words[:, 1:].flatten(), ignore_index=PAD)
+        loss = F.cross_entropy(logits.flatten(0, 1), batch.words[:, 1:].flatten(), ignore_index=PAD)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 5.0)

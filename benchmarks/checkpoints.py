@@ -34,7 +34,7 @@ LARGE = {  # name: the sample whose data it takes, and what makes the network th
 
 def measured(name: str, overrides: list[str], repeats: int, folder: Path) -> list[dict]:
     """Size, and medians of writing and reading."""
-    from quintet.harness.resume.checkpoint import load_checkpoint
+    from quintet.common.checkpoints import load_checkpoint
     from quintet.harness.run.fit import build_trainer
 
     cfg = compose_training(overrides, folder)

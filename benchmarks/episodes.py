@@ -53,7 +53,7 @@ def measure(cfg, batches: int) -> list[dict]:
         cfg.data.episodes_per_epoch = max(cfg.data.episodes_per_epoch, (batches + 1) * cfg.data.batch_size)
         datamodule = build_data(cfg)
         loading = batch_seconds(datamodule, batches)
-        module = build(cfg.model, facts=datamodule.facts)
+        module = build(cfg.model, data_info=datamodule.data_info)
         training = network_seconds(module, next(iter(datamodule.train_dataloader())))
         name = f"{width}-way, {length} images"
         rows += [

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as nnf
+from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # a GPU machine may not have it installed
 
@@ -154,7 +154,7 @@ def _step(network, optimizer, setting: Setting, batch: tuple[Tensor, Tensor], am
     kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(amp)
     with torch.autocast(setting.device.type, kind) if kind else nullcontext():
         logits = network(audio[:, :-1], speakers, last=setting.chunk)
-        loss = nnf.cross_entropy(logits.float(), audio[:, -setting.chunk :])
+        loss = F.cross_entropy(logits.float(), audio[:, -setting.chunk :])
     optimizer.zero_grad(set_to_none=True)
     scaler.scale(loss).backward()
     scaler.step(optimizer)
@@ -228,10 +228,10 @@ def lightning_precision(setting: Setting, precision: str) -> Iterator[dict]:
     batch = AudioBatch(
         setting.audio, mask, setting.speakers(setting.batch), None, None, None, torch.arange(setting.batch)
     )
-    facts = {"sample_rate": 16000, "num_classes": 256, "speakers": list("abcd"), "tags": [], "local_channels": 0}
-    facts |= {"hop_length": 0, "phones": []}
+    data_info = {"sample_rate": 16000, "num_classes": 256, "speakers": list("abcd"), "tags": [], "local_channels": 0}
+    data_info |= {"hop_length": 0, "phones": []}
     torch.manual_seed(0)
-    module = WaveNetModule(asdict(setting.config), {"lr": 3e-3}, facts)
+    module = WaveNetModule(asdict(setting.config), {"lr": 3e-3}, data_info)
     with torch.no_grad():
         first = module.example_losses(batch).mean().item()
     with tempfile.TemporaryDirectory() as folder:

@@ -20,21 +20,21 @@ from influence_peers import Clock, measure
 from influence_problem import Problem, residuals
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
-from torch.nn import functional as nnf
+from torch.nn import functional as F
 
 from quintet.papers.influence.retrain.retrain import RetrainConfig, leave_one_out
 
 
-def ours(problem: Problem, removals: list[int], tolerance: float, facts: dict) -> Tensor:
+def ours(problem: Problem, removals: list[int], tolerance: float, seen: dict) -> Tensor:
     """`leave_one_out`: Newton's steps of all removals share their sweeps over the data."""
     train, queries = examples(problem.x_train, problem.y_train), examples(problem.x_test, problem.y_test)
     config = RetrainConfig(tolerance=tolerance)
     found = leave_one_out(classifier(problem), train, queries, removals, config=config, keep_params=True)
-    facts["gradient_norm"] = max(_norm(problem, r, w) for r, w in zip(removals[:3], found.params[:3], strict=True))
+    seen["gradient_norm"] = max(_norm(problem, r, w) for r, w in zip(removals[:3], found.params[:3], strict=True))
     return found.delta_test_loss.T
 
 
-def scikit_learn(problem: Problem, removals: list[int], tolerance: float, solver: str, facts: dict) -> Tensor:
+def scikit_learn(problem: Problem, removals: list[int], tolerance: float, solver: str, seen: dict) -> Tensor:
     """LogisticRegression warm-started at the fitted weights; a weight of zero removes an example without a copy."""
     (start_cd,) = problem.parameters
     x_nd, y_n = problem.x_train.numpy(), problem.y_train.numpy()
@@ -49,12 +49,12 @@ def scikit_learn(problem: Problem, removals: list[int], tolerance: float, solver
         refitted_cd = torch.from_numpy(model.coef_)
         changes.append(_losses(problem, refitted_cd) - before_q)
         norms.append((removal, refitted_cd))
-    facts["gradient_norm"] = max(_norm(problem, *one) for one in norms[:3])
+    seen["gradient_norm"] = max(_norm(problem, *one) for one in norms[:3])
     return torch.stack(changes, 1)
 
 
 def _losses(problem: Problem, weight_cd: Tensor) -> Tensor:
-    return nnf.cross_entropy(problem.x_test @ weight_cd.T, problem.y_test, reduction="none")
+    return F.cross_entropy(problem.x_test @ weight_cd.T, problem.y_test, reduction="none")
 
 
 def _norm(problem: Problem, removal: int, weight: Tensor) -> float:
@@ -75,16 +75,16 @@ def main() -> None:
     made.add_argument("--count", type=int, default=None, help="the first so many removals (default all)")
     args = made.parse_args()
     warnings.filterwarnings("ignore")
-    problem, facts = Problem.load(args.problem, torch.float64), {}
+    problem, seen = Problem.load(args.problem, torch.float64), {}
     removals = np.load(args.removals)[: args.count].tolist()
 
     def compute(problem: Problem, clock: Clock) -> Tensor:
         with clock("all"):
             if args.method == "ours":
-                return ours(problem, removals, args.tolerance, facts)
-            return scikit_learn(problem, removals, args.tolerance, args.method, facts)
+                return ours(problem, removals, args.tolerance, seen)
+            return scikit_learn(problem, removals, args.tolerance, args.method, seen)
 
-    print(json.dumps({**measure(compute, problem, args.out), **facts}))
+    print(json.dumps({**measure(compute, problem, args.out), **seen}))
 
 
 if __name__ == "__main__":

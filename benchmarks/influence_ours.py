@@ -30,7 +30,7 @@ def classifier(problem: Problem) -> ClassifierModule:
     module = ClassifierModule(
         network={"kind": "linear" if len(problem.layers) == 1 else "all_cnn"},
         optimizer={"name": "lbfgs"},
-        facts={"input_shape": list(problem.x_train.shape[1:]), "num_classes": 10, "classes": list("0123456789")},
+        data_info={"input_shape": list(problem.x_train.shape[1:]), "num_classes": 10, "classes": list("0123456789")},
         l2=problem.l2,
         decay_bias=True,
         dtype=str(dtype).removeprefix("torch."),

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from influence_problem import Problem
 from torch import Tensor
-from torch.nn import functional as nnf
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 
@@ -61,7 +61,7 @@ def pydvl(method: str, problem: Problem, clock: Clock, batch: int = 5500, nystro
         train = DataLoader(TensorDataset(problem.x_train, problem.y_train), batch_size=batch)
     with clock("prepare"):
         model = problem.network()
-        made = getattr(peer, f"{method}Influence")(model, nnf.cross_entropy, problem.total_damping, **settings)
+        made = getattr(peer, f"{method}Influence")(model, F.cross_entropy, problem.total_damping, **settings)
         made = made.fit(train)
     with clock("solve"):
         factors_qp = made.influence_factors(problem.x_test, problem.y_test)
@@ -85,7 +85,7 @@ def dattri(method: str, problem: Problem, clock: Clock, group: int = 100, sweep:
 
     def loss(params: dict[str, Tensor], data: tuple[Tensor, Tensor]) -> Tensor:
         x, y = data  # LiSSA hands everything over as float32
-        return nnf.cross_entropy(torch.func.functional_call(model, params, x.to(dtype)), y.long())
+        return F.cross_entropy(torch.func.functional_call(model, params, x.to(dtype)), y.long())
 
     with clock("prepare"):
         task = AttributionTask(loss_func=loss, model=model, checkpoints=model.state_dict())
@@ -140,7 +140,7 @@ def kronfluence_ekfac(problem: Problem, clock: Clock, query_batch: int = 100, tr
             if sample:
                 with torch.no_grad():
                     y = torch.multinomial(torch.softmax(logits, 1), 1).flatten()
-            return nnf.cross_entropy(logits, y, reduction="sum")
+            return F.cross_entropy(logits, y, reduction="sum")
 
         def compute_measurement(self, batch, model):
             return self.compute_train_loss(batch, model)
@@ -191,7 +191,7 @@ def warm_up(problem: Problem) -> None:
     model = problem.network()
 
     def loss(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return nnf.cross_entropy(torch.func.functional_call(model, params, x[None]), y[None])
+        return F.cross_entropy(torch.func.functional_call(model, params, x[None]), y[None])
 
     params = {name: value.detach() for name, value in model.named_parameters()}
     gradient = torch.func.grad(loss)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as nnf
+from torch.nn import functional as F
 
 # ["linear", inputs, outputs, bias], ["conv", inputs, outputs, kernel, stride, padding], ["tanh"], ["mean"]
 Layers = list[list]
@@ -46,20 +46,20 @@ class Problem:
     def save(self, path: Path) -> None:
         arrays = {name: getattr(self, name).numpy() for name in ("x_train", "y_train", "x_test", "y_test")}
         arrays |= {f"parameter_{i}": value.numpy() for i, value in enumerate(self.parameters)}
-        facts = {"layers": self.layers, "l2": self.l2, "damping": self.damping, "parameters": len(self.parameters)}
+        settings = {"layers": self.layers, "l2": self.l2, "damping": self.damping, "parameters": len(self.parameters)}
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, facts=json.dumps(facts), **arrays)
+        np.savez(path, settings=json.dumps(settings), **arrays)
 
     @classmethod
     def load(cls, path: Path, dtype: torch.dtype, queries: int | None = None, train: int | None = None) -> "Problem":
         """In `dtype`; only the first `queries` test and `train` training examples."""
         with np.load(path) as file:
-            facts = json.loads(str(file["facts"]))
-            parameters = [torch.from_numpy(file[f"parameter_{i}"]).to(dtype) for i in range(facts.pop("parameters"))]
+            settings = json.loads(str(file["settings"]))
+            parameters = [torch.from_numpy(file[f"parameter_{i}"]).to(dtype) for i in range(settings.pop("parameters"))]
             x_train, y_train = (torch.from_numpy(file[name])[:train] for name in ("x_train", "y_train"))
             x_test, y_test = (torch.from_numpy(file[name])[:queries] for name in ("x_test", "y_test"))
         data = {"x_train": x_train.to(dtype), "y_train": y_train, "x_test": x_test.to(dtype), "y_test": y_test}
-        return cls(parameters=parameters, **data, **facts)
+        return cls(parameters=parameters, **data, **settings)
 
 
 def make_network(layers: Layers) -> nn.Sequential:
@@ -84,7 +84,7 @@ def fit_linear(x_nd: Tensor, y_n: Tensor, classes: int, l2: float, tolerance: fl
 
     def risk() -> Tensor:
         optimizer.zero_grad()
-        value = nnf.cross_entropy(x_nd @ weight_cd.T, y_n) + l2 / 2 * weight_cd.square().sum()
+        value = F.cross_entropy(x_nd @ weight_cd.T, y_n) + l2 / 2 * weight_cd.square().sum()
         value.backward()
         return value
 
@@ -128,7 +128,7 @@ def linear_exact(problem: Problem) -> np.ndarray:
 
 def residuals(logits_nc: Tensor, y_n: Tensor) -> Tensor:
     """Slope (n, c) of the cross-entropy in the logits."""
-    return torch.softmax(logits_nc, 1) - nnf.one_hot(y_n, logits_nc.shape[1])
+    return torch.softmax(logits_nc, 1) - F.one_hot(y_n, logits_nc.shape[1])
 
 
 def cnn_layers() -> Layers:
@@ -148,7 +148,7 @@ def fit_network(layers: Layers, x: Tensor, y: Tensor, l2: float, steps: int = 20
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [steps * 4 // 5])
     for _ in range(steps):
         rows = torch.randint(len(x), (500,))
-        loss = nnf.cross_entropy(network(x[rows]), y[rows])
+        loss = F.cross_entropy(network(x[rows]), y[rows])
         optimizer.zero_grad()
         (loss + l2 / 2 * sum(p.square().sum() for p in network.parameters())).backward()
         optimizer.step()

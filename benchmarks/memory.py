@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 import torch
 from _common import report, row
 from torch import Tensor
-from torch.nn import functional as nnf
+from torch.nn import functional as F
 
 from quintet.papers.rare_events.memory.memory import Memory, MemoryConfig
 from quintet.papers.rare_events.memory.search import make_search, recall
@@ -90,11 +90,11 @@ def run_all(setting: Setting) -> Iterator[dict]:
 
 
 def unit(*shape: int) -> Tensor:
-    return nnf.normalize(torch.randn(*shape), dim=-1)
+    return F.normalize(torch.randn(*shape), dim=-1)
 
 
 def noisy(x_nd: Tensor) -> Tensor:
-    return nnf.normalize(x_nd + NOISE * unit(*x_nd.shape), dim=1)
+    return F.normalize(x_nd + NOISE * unit(*x_nd.shape), dim=1)
 
 
 def clustered(slots: int, width: int) -> tuple[Tensor, Callable[[int], Tensor]]:
@@ -159,7 +159,7 @@ class LoopedMemory:
     def update(self, query_d: Tensor, value: Tensor, nearest: Tensor) -> None:
         if self.values[nearest] == value:
             slot = nearest
-            self.keys[slot] = nnf.normalize(self.keys[slot] + query_d, dim=0)
+            self.keys[slot] = F.normalize(self.keys[slot] + query_d, dim=0)
         else:
             noise_m = (2 * torch.rand(len(self.ages)) - 1) * self.config.age_noise
             slot = (self.ages + noise_m).argmax()

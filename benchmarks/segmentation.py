@@ -26,7 +26,7 @@ import torch
 from _common import REPOSITORY, one_line_errors, report, row
 from influence_peers import memory_mb
 from torch import Tensor, nn
-from torch.nn import functional as nnf
+from torch.nn import functional as F
 
 from quintet.common.errors import UserError
 from quintet.data.batches import SegmentationBatch
@@ -94,7 +94,7 @@ def torchvisions(backbone: str, output_stride: int) -> Candidate:
 
     return Candidate(
         network,
-        lambda batch: nnf.cross_entropy(scores(batch), batch.labels, ignore_index=255),
+        lambda batch: F.cross_entropy(scores(batch), batch.labels, ignore_index=255),
         lambda batch: scores(batch).argmax(1),
         torch.optim.SGD(network.parameters(), 1e-4, momentum=0.9, weight_decay=5e-4),
     )

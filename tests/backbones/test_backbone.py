@@ -81,13 +81,13 @@ def test_a_network_resizes_and_lets_gradients_through_to_the_pixels(resnet):
 
 def test_the_module_gives_the_features_of_its_images(folder, resnet):
     module = module_on(folder, FrozenBackbone("resnet18", resnet, image_size=32, batch_size=64), classes=[1, 7])
-    assert module.facts["input_shape"] == [512] and module.feature_names is None
+    assert module.data_info["input_shape"] == [512] and module.feature_names is None
     for split, wanted in (("train", [3, 0]), ("val", [2]), ("test", [9, 7, 7])):
         batch, images = module.example_batch(split, wanted), module.images(split, wanted)
         assert images.shape == (len(wanted), 3, 4, 4) and torch.equal(images[:, 0], images[:, 2])
         with torch.no_grad():
             assert torch.allclose(module.features.network()(images), batch.inputs, atol=1e-4)
-        shown = module.exhibit(split, wanted[0])
+        shown = module.preview(split, wanted[0])
         assert np.array_equal(shown.image, images[0, 0].numpy()) and shown.label == "17"[batch.labels[0]]
     assert module.arrays("test")[0].shape == (module.num_examples("test"), 512)
     assert module.arrays("train")[0].std(0).max() > 1e-3

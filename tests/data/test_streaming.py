@@ -145,7 +145,7 @@ def test_streamed_audio_is_the_copied_audio(speech, tmp_path):
     for module in (streamed, copied):
         module.prepare_data()
         module.setup()
-    assert streamed.facts == copied.facts and streamed.facts["speakers"] == ["p0", "p1", "p2"]
+    assert streamed.data_info == copied.data_info and streamed.data_info["speakers"] == ["p0", "p1", "p2"]
     for split in ("train", "val", "test"):
         assert streamed.num_examples(split) == copied.num_examples(split) > 0
         every = range(streamed.num_examples(split))
@@ -226,7 +226,7 @@ def pictures(tmp_path_factory):
 
 def test_streamed_captions_are_the_copied_captions(pictures, tmp_path):
     streamed, copied = captions(pictures, tmp_path / "a"), captions(pictures, tmp_path / "b", streaming=False)
-    assert streamed.facts == copied.facts
+    assert streamed.data_info == copied.data_info
     every = range(streamed.num_examples("train"))
     assert len(every) == copied.num_examples("train") == 37
     assert same(streamed.example_batch("train", every), copied.example_batch("train", every))

@@ -26,7 +26,7 @@ def tones() -> ToneData:
 def trained(tones) -> WaveNetModule:
     """A tiny network that has learned which speaker has which pitch."""
     torch.manual_seed(0)  # not from every start does it learn that in so few steps
-    return fitted(WaveNetModule(TINY, {"lr": 1e-2}, tones.facts, media_seconds=0.02), tones, 40)
+    return fitted(WaveNetModule(TINY, {"lr": 1e-2}, tones.data_info, media_seconds=0.02), tones, 40)
 
 
 @pytest.fixture(scope="session")

@@ -92,7 +92,7 @@ def test_generate_refuses_no_time_and_cold_temperatures():
 
 def test_copy_synthesis(tmp_path):
     data = ToneData(local=True)
-    module = WaveNetModule(TINY | {"local_channels_hidden": 4}, {}, data.facts)
+    module = WaveNetModule(TINY | {"local_channels_hidden": 4}, {}, data.data_info)
     result = CopySynthesis(count=2, seconds=0.03, backend="eager")(module, data, tmp_path)
     rows = list(csv.reader((tmp_path / "copy_synthesis" / "distances.csv").open()))
     assert len(rows) == 3 and {row[0] for row in rows[1:]} == {"tone_0", "tone_1"}
@@ -100,16 +100,16 @@ def test_copy_synthesis(tmp_path):
     assert result["copy/log_spectral_distance_db"] == pytest.approx(mean, rel=1e-4)
     assert soundfile.info(tmp_path / "copy_synthesis" / "0_copy.wav").frames == 480
     with pytest.raises(UserError, match="local conditioning"):
-        CopySynthesis()(WaveNetModule(TINY, {}, ToneData().facts), ToneData(), tmp_path)
+        CopySynthesis()(WaveNetModule(TINY, {}, ToneData().data_info), ToneData(), tmp_path)
 
 
 def test_generate_conditions_on_another_recording(tmp_path):
     data, path = ToneData(local=True), tmp_path / "other.wav"
     data.features, data.cache_dir = MelSpectrogram(n_mels=CHANNELS, n_fft=256, f_max=4000.0), tmp_path
     soundfile.write(path, data.utterance("test", 0)["pcm"], 16000)
-    features = features_of(str(path), WaveNetModule(TINY, {}, data.facts), data, False)
+    features = features_of(str(path), WaveNetModule(TINY, {}, data.data_info), data, False)
     assert features.shape == (CHANNELS, 640 // HOP)
-    module = WaveNetModule(TINY | {"local_channels_hidden": 4}, {}, data.facts)
+    module = WaveNetModule(TINY | {"local_channels_hidden": 4}, {}, data.data_info)
     result = Generate(seconds=9, condition_on=str(path), backend="eager")(module, data, tmp_path)
     assert result["generate/seconds_of_audio"] == pytest.approx(640 / 16000)  # the features end there
 
@@ -118,7 +118,7 @@ def test_condition_on_finds_the_labels_of_a_file_of_the_set_and_of_any_other(tmp
     source = SampleVCTK(str(tmp_path / "vctk"), num_speakers=1, num_utterances=3, seconds=0.3, sample_rate=16000)
     data = AudioDataModule(source, 16000, 800, 1, str(tmp_path), features=HTSLabels(), context=10)
     data.setup()
-    module = SimpleNamespace(facts=data.facts)
+    module = SimpleNamespace(data_info=data.data_info)
     wanted = data.utterance("test", 0)
     recording = next(r for r in source.recordings(tmp_path) if r.id == wanted["id"])
     assert recording.path.stem != recording.id  # p225_003_mic1.flac against p225_003.lab
@@ -152,13 +152,13 @@ def test_speaker_swap(trained, tones, tmp_path):
     assert rows[0] == ["true_speaker", "low", "high"] and float(rows[1][1]) < float(rows[1][2])
     assert (tmp_path / "speaker_swap" / "swap.png").stat().st_size > 1000
     with pytest.raises(UserError, match="at least two speakers"):
-        SpeakerSwap()(WaveNetModule(TINY, {}, ToneData(speakers=0).facts), ToneData(speakers=0), tmp_path)
+        SpeakerSwap()(WaveNetModule(TINY, {}, ToneData(speakers=0).data_info), ToneData(speakers=0), tmp_path)
 
 
 def test_phones(tmp_path, monkeypatch):
     data = ToneData(phones=True)
     recognition = {"channels": 4, "layers": 1, "frame": 160}
-    module = WaveNetModule(TINY | {"recognition": recognition}, {}, data.facts).eval()
+    module = WaveNetModule(TINY | {"recognition": recognition}, {}, data.data_info).eval()
     # Every frame is recognised as sil.
     monkeypatch.setattr(module, "forward", lambda batch: (None, torch.tensor([[[1.0], [0.0]]]).expand(2, 2, 2)))
     result = Phones()(module, data, tmp_path)
@@ -169,7 +169,7 @@ def test_phones(tmp_path, monkeypatch):
     rows = list(csv.reader((tmp_path / "phones" / "phones.csv").open()))
     assert rows[1:] == [["sil", "12", "1"], ["aa", "12", "0"]]
     with pytest.raises(UserError, match="recognition"):
-        Phones()(WaveNetModule(TINY, {}, ToneData().facts), ToneData(), tmp_path)
+        Phones()(WaveNetModule(TINY, {}, ToneData().data_info), ToneData(), tmp_path)
 
 
 def test_majority_class_and_bigram_come_from_training_labels():
@@ -205,7 +205,7 @@ def test_viterbi_passes_over_a_single_odd_frame():
 def test_recogniser_learns_the_frames(tmp_path):
     data = ToneData(phones=True)
     network = TINY | {"recognition": {"channels": 8, "layers": 1, "frame": 160}}
-    module = fitted(WaveNetModule(network, {}, data.facts), data, 60)
+    module = fitted(WaveNetModule(network, {}, data.data_info), data, 60)
     result = Phones()(module, data, tmp_path)
     assert result["phones/frame_accuracy"] > result["phones/majority_frame_accuracy"] == 0.5
 

@@ -26,7 +26,7 @@ class ToneData:
 
     def __init__(self, speakers: int = 2, local: bool = False, phones: bool = False) -> None:
         self.local, self.phones = local, phones
-        self.facts = {
+        self.data_info = {
             "sample_rate": 16000,
             "num_classes": 256,
             "speakers": ["low", "high"] if speakers else [],

@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as nnf
+from torch.nn import functional as F
 
 
 class FrozenBatchNorm(nn.Module):
@@ -19,7 +19,7 @@ class FrozenBatchNorm(nn.Module):
 
     def forward(self, x_bchw: Tensor) -> Tensor:
         statistics = self.running_mean, self.running_var
-        return nnf.batch_norm(x_bchw, *statistics, self.weight, self.bias, training=False, eps=self.eps)
+        return F.batch_norm(x_bchw, *statistics, self.weight, self.bias, training=False, eps=self.eps)
 
 
 def freeze_batch_norm(module: nn.Module) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as nnf
+from torch.nn import functional as F
 
 from quintet.backbones.pretrained import IMAGENET, official
 
@@ -65,4 +65,4 @@ def resized(images_bchw: Tensor, size: int) -> Tensor:
     """Images of `size` pixels a side; gradients reach the pixels."""
     if images_bchw.shape[-2:] == (size, size):
         return images_bchw
-    return nnf.interpolate(images_bchw, (size, size), mode="bilinear", antialias=True)
+    return F.interpolate(images_bchw, (size, size), mode="bilinear", antialias=True)

@@ -99,7 +99,7 @@ class CaptionBatch(NamedTuple):
         """(B, T - 1) where `words[:, 1:]` has a word or eos to predict, and no padding."""
         return _to_predict(self.words, self.lengths)
 
-    def apart(self) -> "CaptionBatch":
+    def expand_images(self) -> "CaptionBatch":
         """The same captions, each with an image of its own: any rows of all parts are a batch again."""
         images, features = (None if part is None else part[self.image_row] for part in (self.images, self.features))
         rows = torch.arange(len(self.words), device=self.words.device)

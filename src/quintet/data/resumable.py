@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from quintet.common.errors import UserError
-from quintet.data.exhibit import Exhibit
+from quintet.data.preview import Preview
 
 
 class EpochSampler(Sampler[list[int]]):
@@ -153,7 +153,7 @@ class ResumableDataModule(pl.LightningDataModule):
         """
         raise NotImplementedError(f"{type(self).__name__} cannot pick examples by their index")
 
-    def exhibit(self, split: str, index: int) -> Exhibit:
+    def preview(self, split: str, index: int) -> Preview:
         """The example for a person's eyes."""
         raise NotImplementedError(f"{type(self).__name__} cannot show an example")
 

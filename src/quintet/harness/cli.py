@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from quintet.common.errors import UserError
 from quintet.harness.config import compose
 from quintet.harness.config.config import Origin, check, check_multirun, suggest
+from quintet.harness.config.moved import move_experiments
 from quintet.harness.config.secrets import refuse_on_command_line
 from quintet.harness.config.trust import keep_home
 from quintet.harness.slurm import submit as slurm
@@ -76,6 +77,7 @@ def train_main(hydra_train: Callable[[], None]) -> int:
     """Entry of train.py: a new run through Hydra, or `resume=DIR` with that run's own configuration."""
     # `debug` is a config group with an option called true; Hydra takes only strings for group choices.
     sys.argv = [re.sub(r"^debug=(true|false)$", r"debug='\1'", a, flags=re.IGNORECASE) for a in sys.argv]
+    sys.argv = [move_experiments(a) for a in sys.argv]
     with one_line_errors(sys.argv):
         refuse_on_command_line(sys.argv[1:])
         run = argument("resume", sys.argv[1:])

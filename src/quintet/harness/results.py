@@ -16,8 +16,8 @@ from pathlib import Path
 
 from quintet.common.errors import UserError
 from quintet.harness.machine import hardware, versions
+from quintet.harness.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 RESULTS_DIR, PAGE = REPOSITORY / "docs/results", REPOSITORY / "docs/results.md"
 PAPERS = {  # by the first word of a file's name
     "deeplab": "DeepLab v2 (Chen et al. 2017, arXiv 1606.00915)",
@@ -209,10 +209,10 @@ def _section(path: Path, record: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _training_line(facts: dict) -> list[str]:
+def _training_line(training: dict) -> list[str]:
     """How long the model behind a number was trained, where the file says so."""
-    said = [f"{facts['steps']:,} optimiser steps"] if facts.get("steps") is not None else []
-    said += [f"{key}={value}" for key, value in facts.items() if key.startswith("max_") and value not in (None, -1)]
+    said = [f"{training['steps']:,} optimiser steps"] if training.get("steps") is not None else []
+    said += [f"{key}={value}" for key, value in training.items() if key.startswith("max_") and value not in (None, -1)]
     return [f"- trained: {', '.join(said)}"] if said else []
 
 

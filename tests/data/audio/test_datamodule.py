@@ -26,7 +26,7 @@ def sample(tmp_path, **kwargs):
 
 def test_facts_and_batches(tmp_path, make):
     module = ready(make(sample(tmp_path), features=MelSpectrogram(n_mels=8, n_fft=256)))
-    assert module.facts == {
+    assert module.data_info == {
         "sample_rate": 16000, "num_classes": 256, "speakers": ["p225", "p226", "p227"], "tags": [],
         "local_channels": 8, "hop_length": 80, "phones": [],
     }  # fmt: skip
@@ -42,7 +42,7 @@ def test_facts_and_batches(tmp_path, make):
 def test_utterance_and_its_chunks_agree(tmp_path, make):
     module = ready(make(sample(tmp_path)))
     item, chunk = module.utterance("val", 1), module.val_set
-    assert item["pcm"].dtype == np.int16 and item["id"].startswith(module.facts["speakers"][item["speaker"]])
+    assert item["pcm"].dtype == np.int16 and item["id"].startswith(module.data_info["speakers"][item["speaker"]])
     whole = torch.cat([b.audio[100:][b.mask] for b in chunk if int(b.utterance) == 1])
     assert whole.tolist() == chunk.table[item["pcm"].view(np.uint16)].tolist()
     with pytest.raises(UserError, match="utterance 3 of split val: it has 3"):
@@ -52,7 +52,7 @@ def test_utterance_and_its_chunks_agree(tmp_path, make):
 def test_tags_are_multi_hot(tmp_path, make):
     source = SampleClips(str(tmp_path / "c"), pattern=r"(?P<velocity>[A-Za-z]+) (?P<note>[A-G]#?-?\d+)", num_notes=4)
     module = ready(make(source))
-    assert module.facts["tags"] == [
+    assert module.data_info["tags"] == [
         "note=C#4",
         "note=C4",
         "note=D#4",
@@ -64,7 +64,7 @@ def test_tags_are_multi_hot(tmp_path, make):
     batch = next(iter(module.val_dataloader()))
     assert batch.tags.dtype == torch.float32 and batch.tags.sum(1).tolist() == [2.0] * len(batch.tags)
     names = {f"velocity={module.utterance('val', 0)['id'][:2].upper()}", f"note={module.utterance('val', 0)['id'][3:]}"}
-    assert {module.facts["tags"][i] for i in torch.nonzero(batch.tags[0])[:, 0]} == names
+    assert {module.data_info["tags"][i] for i in torch.nonzero(batch.tags[0])[:, 0]} == names
 
 
 def test_the_second_start_decodes_nothing(tmp_path, make, monkeypatch):
@@ -136,9 +136,9 @@ def test_timit_splits_and_phones(tmp_path, make):
     source = SampleTIMIT(str(tmp_path / "t"), num_utterances=2, seconds=0.4)
     module = ready(make(source, phones=TimitPhones(), val_fraction=0, test_fraction=0))
     assert [module.num_utterances(split) for split in ("train", "val", "test")] == [6, 2, 2]
-    assert module.facts["speakers"] == [] and len(module.facts["phones"]) == 61
+    assert module.data_info["speakers"] == [] and len(module.data_info["phones"]) == 61
     batch = next(iter(module.val_dataloader()))
-    assert batch.phones.shape == (2, 5) and batch.phones[0, 0] == module.facts["phones"].index("h#")
+    assert batch.phones.shape == (2, 5) and batch.phones[0, 0] == module.data_info["phones"].index("h#")
     assert batch.speaker is None
 
 
@@ -171,7 +171,7 @@ def test_bad_settings(tmp_path, make, overrides, message):
 def test_no_validation_and_max_utterances(tmp_path, make):
     module = ready(make(sample(tmp_path), val_fraction=0, test_fraction=0, max_utterances=4))
     assert module.num_utterances("train") == 4 and module.val_dataloader() == []
-    assert len(module.facts["speakers"]) == 3
+    assert len(module.data_info["speakers"]) == 3
 
 
 def write_parquet(path, tones):
@@ -197,10 +197,10 @@ def test_hub_source_reads_parquet(tmp_path, make, hub):
     path = tmp_path / "set.parquet"
     expected = write_parquet(path, range(100, 260, 20))
     module = ready(make(hub(str(path), speaker_column="who")))
-    assert module.facts["speakers"] == ["spk0", "spk1"]
+    assert module.data_info["speakers"] == ["spk0", "spk1"]
     splits = [(s, i) for s in ("train", "val", "test") for i in range(module.num_utterances(s))]
     assert {module.utterance(s, i)["pcm"].tobytes() for s, i in splits} == expected and len(expected) == 8
-    assert ready(make(hub(str(path), speaker_column="who", speakers=["spk1"]))).facts["speakers"] == ["spk1"]
+    assert ready(make(hub(str(path), speaker_column="who", speakers=["spk1"]))).data_info["speakers"] == ["spk1"]
     with pytest.raises(UserError, match=r"audio_column=sound: .* has the columns audio, who"):
         make(hub(str(path), audio_column="sound")).prepare_data()
     with pytest.raises(UserError, match="no Hub data set at"):

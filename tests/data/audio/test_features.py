@@ -59,7 +59,7 @@ def test_hts_frames_by_hand(clip, make):
     (clip / "lab" / "a.lab").write_text(LAB)
     module = make(Clips(str(clip)), features=HTSLabels(phones=["pau", "s", "ax"]), val_fraction=0, test_fraction=0)
     local = features_of(module)
-    assert module.facts["local_channels"] == 17 and module.facts["hop_length"] == HOP
+    assert module.data_info["local_channels"] == 17 and module.data_info["hop_length"] == HOP
     assert local.shape == (17, 7) and local.dtype == np.float32
     names = ["pau", "s", "ax"]
     ll, left, centre, right, rr = (local[3 * k : 3 * k + 3] for k in range(5))
@@ -111,7 +111,7 @@ def test_timit_phones_61_and_39(tmp_path, make):
     for size, expected in ((61, ["h#", "q", "ax-h", "zh", "tcl", None]), (39, ["sil", None, "ah", "sh", "sil", None])):
         module = make(Clips(str(folder)), phones=TimitPhones(phone_set=size), val_fraction=0, test_fraction=0)
         labels = ready(module).utterance("train", 0)["phones"]
-        assert [None if i == -100 else module.facts["phones"][i] for i in labels] == expected
+        assert [None if i == -100 else module.data_info["phones"][i] for i in labels] == expected
         assert module.train_set[0].phones.tolist() == labels[:5].tolist()
     (folder / "a.PHN").write_text("0 160 hash\n")
     with pytest.raises(UserError, match=r"a\.PHN: hash is not one of TIMIT's 61"):

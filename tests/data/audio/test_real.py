@@ -28,7 +28,7 @@ def test_vctk_with_hts_labels(make, tmp_path):
     labels = HTSLabels(root=real("vctk_subset/full_context_labels.zip"))
     with pytest.warns(UserWarning, match="13 of 46 utterances have no usable labels"):
         module = ready(make(source, features=labels))
-    assert count(module) == 33 and module.facts["speakers"] == ["p225", "p226", "p227", "p228", "p287"]
+    assert count(module) == 33 and module.data_info["speakers"] == ["p225", "p226", "p227", "p228", "p287"]
     item = module.utterance("train", 0)
     pau = labels.inventory.index("pau") + 2 * len(labels.inventory)
     frames = len(item["pcm"]) // 80
@@ -40,14 +40,14 @@ def test_vctk_with_hts_labels(make, tmp_path):
 
 def test_librispeech(make):
     module = ready(make(LibriSpeech(real("librispeech_subset/test-other-subset.tar"), ["test-other"])))
-    assert count(module) == 80 and len(module.facts["speakers"]) == 10
+    assert count(module) == 80 and len(module.data_info["speakers"]) == 10
 
 
 def test_ljspeech_phones_and_features(make):
     source = LJSpeech(real("ljspeech_subset/LJSpeech-1.1-subset.tar"))
     grids = real("ljspeech_subset/textgrids.zip")
     module = ready(make(source, resample=True, features=TextGridLabels(root=grids), phones=TextGridPhones(root=grids)))
-    assert count(module) == 32 and module.facts["speakers"] == []
+    assert count(module) == 32 and module.data_info["speakers"] == []
     labels = module.utterance("train", 0)["phones"]
     assert (labels >= 0).mean() > 0.9 and len(set(labels.tolist())) > 15
 
@@ -55,5 +55,5 @@ def test_ljspeech_phones_and_features(make):
 def test_piano_notes(make):
     source = Clips(real("piano_subset/piano_notes_16k.zip"), r"(?P<velocity>[A-Za-z]+) (?P<note>[A-G]#?-?\d+)")
     module = ready(make(source))
-    velocities = [tag for tag in module.facts["tags"] if tag.startswith("velocity")]
+    velocities = [tag for tag in module.data_info["tags"] if tag.startswith("velocity")]
     assert count(module) == 226 and velocities == [f"velocity={v}" for v in ("FF", "MF", "MP", "PP")]

@@ -44,7 +44,7 @@ def test_a_test_set_has_no_words_of_its_own(tmp_path):
     options = {"resize_size": 10, "crop_size": 8, "eval_batch_size": 2}
     module = CaptionDataModule(PascalSentences(str(tmp_path)), str(tmp_path / "cache"), **options)
     module.setup()
-    for wanted in (lambda: module.facts, module.test_dataloader):
+    for wanted in (lambda: module.data_info, module.test_dataloader):
         with pytest.raises(UserError, match=r"Pascal sentences has no training captions .*see protocol=transfer"):
             wanted()
     module.use_vocabulary([*SPECIAL, "a", "dog", "runs"])

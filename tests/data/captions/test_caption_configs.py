@@ -5,7 +5,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from quintet.harness.config.config import CONF
+from quintet.harness.paths import CONF
 
 CAPTIONS = "quintet.data.captions.datamodule.CaptionDataModule"
 

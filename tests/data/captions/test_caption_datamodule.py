@@ -185,7 +185,7 @@ def test_what_metrics_and_protocols_ask_for(make):
     assert [number_of(x) for x in module.images("test", [3, 1])] == [TRAIN + VAL + 3, TRAIN + VAL + 1]
     batch = module.image_batch("test", [3, 1])
     assert batch.image_index.tolist() == [3, 1] and batch.index.tolist() == [*range(15, 20), *range(5, 10)]
-    shown = module.exhibit("test", 7)
+    shown = module.preview("test", 7)
     assert shown.title == f"{TRAIN + VAL + 1:04d}_ab.jpg#2" and shown.text == captions_of(TRAIN + VAL + 1)[2]
     assert shown.image.shape == (12, 16, 3) and round(shown.image[0, 0, 1] * 255) == TRAIN + VAL + 1
     assert shown.group == f"{TRAIN + VAL + 1:04d}_ab.jpg"
@@ -215,7 +215,7 @@ def test_unknown_splits_and_indices(make):
         with pytest.raises(UserError, match="unknown split 'dev': choose train, val, test"):
             call("dev")
     for wrong in (-1, 5 * VAL):
-        for call in (module.exhibit, lambda s, i: module.example_batch(s, [0, i])):
+        for call in (module.preview, lambda s, i: module.example_batch(s, [0, i])):
             with pytest.raises(UserError, match=f"example {wrong} of split val: it has {5 * VAL}, counted from 0"):
                 call("val", wrong)
     with pytest.raises(UserError, match=f"example {VAL} of split val: it has {VAL}"):

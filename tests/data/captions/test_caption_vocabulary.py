@@ -55,22 +55,22 @@ def test_words_of_val_and_test_do_not_leak(tmp_path):
     root = write_flickr8k(tmp_path / "flickr", 4, 4, 4, captions)
     module = CaptionDataModule(Flickr8k(str(root)), str(tmp_path), min_count=5)
     module.setup()
-    words = module.facts["vocabulary"]
+    words = module.data_info["vocabulary"]
     assert "a" in words and not {"zebra", "giraffe"} & set(words)  # zebra: 4 in training, 16 elsewhere
     batch = module.example_batch("val", [0])
     assert UNKNOWN in batch.words[0].tolist()
     lower = CaptionDataModule(Flickr8k(str(root)), str(tmp_path), min_count=4)
-    assert "zebra" in lower.facts["vocabulary"] and "giraffe" not in lower.facts["vocabulary"]
+    assert "zebra" in lower.data_info["vocabulary"] and "giraffe" not in lower.data_info["vocabulary"]
 
 
 def test_counts_are_of_the_training_captions_in_use(tmp_path):
     root = write_flickr8k(tmp_path / "flickr")
     for max_words in (None, 7):
         module = CaptionDataModule(Flickr8k(str(root)), str(tmp_path), min_count=40, max_words=max_words)
-        facts, total = module.facts, module.num_examples("train")
+        data_info, total = module.data_info, module.num_examples("train")
         ids = module.example_batch("train", range(total)).words.flatten().tolist()
-        expected = [0, 0, total, *(ids.count(n) for n in range(UNKNOWN, len(facts["vocabulary"])))]
-        assert facts["counts"] == expected and expected[UNKNOWN] > 0
+        expected = [0, 0, total, *(ids.count(n) for n in range(UNKNOWN, len(data_info["vocabulary"])))]
+        assert data_info["counts"] == expected and expected[UNKNOWN] > 0
 
 
 def test_another_runs_vocabulary(tmp_path):
@@ -78,6 +78,6 @@ def test_another_runs_vocabulary(tmp_path):
     module = CaptionDataModule(Flickr8k(str(root)), str(tmp_path), min_count=1)
     own = module.example_batch("test", [4]).words
     module.use_vocabulary([*SPECIAL, "garden", "the"])
-    assert module.facts["vocabulary"] == [*SPECIAL, "garden", "the"]
+    assert module.data_info["vocabulary"] == [*SPECIAL, "garden", "the"]
     assert module.vocabulary.decode(module.example_batch("test", [4]).words[0]) == "<unk> <unk> <unk> <unk> the garden"
     assert own.shape == (1, 8) and UNKNOWN not in own

@@ -35,7 +35,7 @@ def test_5997_training_and_1000_validation_images(flickr):
 
 def test_the_vocabulary_counts_training_words_only(flickr):
     """Counted again by splitting at spaces, which is what the tokeniser does to these captions but for punctuation."""
-    words = flickr.facts["vocabulary"]
+    words = flickr.data_info["vocabulary"]
     train, val = (
         Counter(word for text in flickr.captions(split) for word in text.lower().split() if word.isalpha())
         for split in ("train", "val")
@@ -64,5 +64,5 @@ def test_a_real_image_both_ways(flickr):
     shown = flickr.images("val", [0])
     assert torch.equal(shown, flickr.image_batch("val", [0]).images) and shown.std() > 0.1
     assert flickr.picture("val", 0).shape == (224, 224, 3)
-    exhibit = flickr.exhibit("val", 3)
-    assert exhibit.title == f"{flickr.image_ids('val')[0]}#3" and exhibit.text in flickr.references("val", [0])[0]
+    preview = flickr.preview("val", 3)
+    assert preview.title == f"{flickr.image_ids('val')[0]}#3" and preview.text in flickr.references("val", [0])[0]

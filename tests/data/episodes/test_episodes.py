@@ -120,8 +120,8 @@ def test_validation_alphabets_are_whole_and_in_no_rotation_in_training(make):
 
 def test_no_validation_alphabets_trains_on_all(make):
     module = make(val_alphabets=0)
-    assert module.val_dataloader() == [] and module.facts["num_classes_train"] == 4 * sum(BACKGROUND.values())
-    assert module.facts == {"num_labels": 3, "batch_size": 2, "image_size": 12, "num_classes_train": 48}
+    assert module.val_dataloader() == [] and module.data_info["num_classes_train"] == 4 * sum(BACKGROUND.values())
+    assert module.data_info == {"num_labels": 3, "batch_size": 2, "image_size": 12, "num_classes_train": 48}
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def test_every_letter_is_in_the_font_and_in_one_alphabet():
 
 def test_it_is_read_as_omniglot(sample):
     assert sample.images("test").shape == (3 * 6, 4, 28, 28)
-    assert sample.facts["num_classes_train"] == 4 * 6 * (len(ALPHABETS["background"]) - 1)
+    assert sample.data_info["num_classes_train"] == 4 * 6 * (len(ALPHABETS["background"]) - 1)
     ink = sample.images("test").reshape(-1, 28 * 28) / 255
     assert (ink.mean(1) > 0.01).all() and (ink.mean(1) < 0.35).all(), "a thin letter on white paper"
     assert next(iter(sample.train_dataloader())).images.shape == (16, 10, 1, 28, 28)

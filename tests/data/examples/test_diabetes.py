@@ -196,11 +196,11 @@ def test_an_exhibit_says_what_is_not_no(tmp_path):
     source = Diabetes(str(write(tmp_path / "uci")), num_train=6)
     module = ExampleDataModule(source, str(tmp_path / "cache"))
     module.setup()
-    shown = [module.exhibit(split, index) for split in ("train", "test") for index in range(module.num_examples(split))]
-    exhibit = next(exhibit for exhibit in shown if exhibit.title == "encounter 7")
-    assert len(shown) == 10 and exhibit.label == "not within 30 days"
-    assert exhibit.table["race"] == "?" and exhibit.table["age"] == "[50-60)"
-    assert exhibit.table["num_procedures"] == "1" and "insulin" not in exhibit.table
+    shown = [module.preview(split, index) for split in ("train", "test") for index in range(module.num_examples(split))]
+    preview = next(preview for preview in shown if preview.title == "encounter 7")
+    assert len(shown) == 10 and preview.label == "not within 30 days"
+    assert preview.table["race"] == "?" and preview.table["age"] == "[50-60)"
+    assert preview.table["num_procedures"] == "1" and "insulin" not in preview.table
 
 
 def test_the_sample_has_uci_s_columns_and_enough_children(tmp_path):

@@ -17,7 +17,7 @@ def test_every_digit_in_its_place(tmp_path):
         inputs, labels = module.arrays(split)
         assert np.array_equal(labels, digits.target[rows])
         assert np.abs(inputs.numpy() - digits.data[rows] / 16).max() <= 0.5 / 255 + 1e-6  # one of 256 levels
-    assert module.facts["input_shape"] == [64] and module.facts["num_train"] == 1197
+    assert module.data_info["input_shape"] == [64] and module.data_info["num_train"] == 1197
 
 
 def test_larger_images_keep_their_ink(tmp_path):

@@ -192,8 +192,8 @@ def test_the_sample_reads_as_the_official_files_and_can_be_learnt(tmp_path):
     assert module.num_examples("train") == 80 and module.num_examples("test") == 20
     model = LogisticRegression().fit(*(array.numpy() for array in module.arrays("train")))
     assert model.score(*(array.numpy() for array in module.arrays("test"))) > 0.9
-    exhibit = module.exhibit("test", 0)
-    assert exhibit.text.startswith("Subject: ") and exhibit.title.endswith(".txt") and exhibit.table is None
+    preview = module.preview("test", 0)
+    assert preview.text.startswith("Subject: ") and preview.title.endswith(".txt") and preview.table is None
     with pytest.raises(UserError, match="num_spam=0"):
         SampleEnron("x", num_spam=0)
 

@@ -49,7 +49,7 @@ def test_a_batch_has_pixels_between_0_and_1_labels_and_indices(make):
     assert batch.labels.tolist() == labels(TRAIN + VAL)[rows].tolist()
     everything = module.arrays("train")[0]
     assert everything.min() == 0 and everything.max() == 1  # exactly, both are in the files
-    assert module.facts == {"input_shape": [1, SIDE, SIDE], "num_classes": 10, "classes": list("0123456789"),
+    assert module.data_info == {"input_shape": [1, SIDE, SIDE], "num_classes": 10, "classes": list("0123456789"),
                             "num_train": TRAIN}  # fmt: skip
 
 
@@ -95,16 +95,16 @@ def test_examples_by_index_in_the_order_asked_for(make, monkeypatch):
             with pytest.raises(UserError, match=f"example {wrong} of split train: it has {TRAIN}, counted from 0"):
                 call("train", [0, wrong])
     with pytest.raises(UserError, match="example 20 of split test"):
-        module.exhibit("test", 20)
+        module.preview("test", 20)
     with pytest.raises(UserError, match="unknown split 'dev': choose train, val, test"):
         module.num_examples("dev")
 
 
 def test_flat_inputs_still_show_a_picture(make):
     module = make(flatten=True)
-    assert module.facts["input_shape"] == [SIDE * SIDE]
+    assert module.data_info["input_shape"] == [SIDE * SIDE]
     assert torch.equal(module.arrays("test")[0], make().arrays("test")[0].flatten(1))
-    shown = module.exhibit("test", 3)
+    shown = module.preview("test", 3)
     assert shown.image.shape == (SIDE, SIDE) and shown.title == shown.label == str(labels(TEST)[3])
     assert np.allclose(shown.image, images("t10k", TEST)[3] / 255, atol=1e-7)
     assert torch.allclose(module.images("val", [1]).double(), pixels("train", [1]).expand(-1, 3, -1, -1), atol=1e-7)
@@ -113,14 +113,14 @@ def test_flat_inputs_still_show_a_picture(make):
 def test_some_classes_relabelled_in_the_order_given(make):
     for wanted, names in (([1, 7], ["1", "7"]), (["7", "1", "0"], ["7", "1", "0"])):
         module = make(classes=wanted)
-        assert module.facts["classes"] == names and module.facts["num_classes"] == len(names)
+        assert module.data_info["classes"] == names and module.data_info["num_classes"] == len(names)
         for split, digits in (("train", labels(TRAIN + VAL)[VAL:]), ("val", labels(VAL)), ("test", labels(TEST))):
             kept = np.flatnonzero(np.isin(digits, [int(name) for name in names]))
             inputs, new = module.arrays(split)
             assert [names[label] for label in new] == [str(d) for d in digits[kept]]
             part, first = ("t10k", 0) if split == "test" else ("train", VAL if split == "train" else 0)
             assert torch.allclose(inputs.double(), pixels(part, kept + first), atol=1e-7)
-        assert module.exhibit("train", 0).label == names[module.arrays("train")[1][0]]
+        assert module.preview("train", 0).label == names[module.arrays("train")[1][0]]
 
 
 def test_fewer_training_examples_are_the_first_of_numpys_legacy_permutation(make):
@@ -130,7 +130,7 @@ def test_fewer_training_examples_are_the_first_of_numpys_legacy_permutation(make
     np.random.shuffle(order)
     chosen = np.sort(order[:6])
     assert torch.allclose(module.arrays("train")[0].double(), pixels("train", chosen + VAL), atol=1e-7)
-    assert module.facts["num_train"] == 6 and module.num_examples("test") == TEST
+    assert module.data_info["num_train"] == 6 and module.num_examples("test") == TEST
     assert not torch.equal(make(max_train=6, seed=4).arrays("train")[0], module.arrays("train")[0])
 
 
@@ -144,7 +144,7 @@ def test_a_part_of_training_is_held_out_where_there_is_no_validation(make):
     assert torch.equal(again.arrays("val")[0], module.arrays("val")[0])
     assert not torch.equal(make(val_size=0, val_fraction=0.3, seed=1).arrays("val")[0], module.arrays("val")[0])
     assert torch.equal(module.images("val", [4])[:, :1], module.arrays("val")[0][4:5])
-    assert np.array_equal(module.exhibit("val", 4).image, module.arrays("val")[0][4, 0])
+    assert np.array_equal(module.preview("val", 4).image, module.arrays("val")[0][4, 0])
     assert make(val_size=0).val_dataloader() == []
 
 
@@ -203,7 +203,7 @@ def test_a_table_shows_its_columns_and_a_text_its_words(tmp_path):
     module = ExampleDataModule(Table("x"), str(tmp_path))
     module.setup()
     assert module.feature_names == ["age", "dose"] and module.source.notes == {"unit": "mg"}
-    shown = module.exhibit("train", 0)
+    shown = module.preview("train", 0)
     assert (shown.title, shown.label, shown.table, shown.image) == ("a", "no", {"dose": "1.5"}, None)
     with pytest.raises(UserError, match="a table has no images but 2 columns"):
         module.images("train", [0])
@@ -215,7 +215,7 @@ def test_a_table_shows_its_columns_and_a_text_its_words(tmp_path):
     worded.texts = ["hello", "there"]
     module = ExampleDataModule(worded, str(tmp_path))
     module.setup()
-    shown = module.exhibit("test", 1)
+    shown = module.preview("test", 1)
     assert (shown.title, shown.text, shown.table) == ("b", "there", None)
 
 
@@ -223,7 +223,7 @@ def test_a_colour_picture_is_shown_height_width_colour():
     source = Table("x")
     source.input_shape, source.feature_names = (3, 2, 4), None
     planes = np.arange(24, dtype=np.float32).reshape(3, 2, 4) / 24
-    shown = source.exhibit(Example(planes, "yes", "dog/1.JPEG", None))
+    shown = source.preview(Example(planes, "yes", "dog/1.JPEG", None))
     assert shown.title == "dog/1.JPEG" and shown.image.shape == (2, 4, 3)
     assert np.array_equal(shown.image[1, 3], planes[:, 1, 3])
 

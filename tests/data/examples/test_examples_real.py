@@ -39,7 +39,7 @@ def test_mnist(cache):
     assert counts(module) == [55000, 5000, 10000]
     inputs, labels = module.arrays("val")
     assert labels[:5].tolist() == [5, 0, 4, 1, 9], "the official file starts so"
-    assert (inputs.min(), inputs.max()) == (0, 1) and module.facts["input_shape"] == [784]
+    assert (inputs.min(), inputs.max()) == (0, 1) and module.data_info["input_shape"] == [784]
     train, test = module.arrays("train"), module.arrays("test")
     # the official counts of each digit, and the mean and deviation that everyone normalises with
     per_class = (torch.bincount(labels) + torch.bincount(train[1])).tolist()
@@ -56,12 +56,12 @@ def test_one_against_seven(cache):
     held_out = ready(Mnist(real("mnist"), val_size=0), cache, classes=[1, 7])
     assert held_out.num_examples("train") == 6742 + 6265 == 13007
     assert counts(module) == [13007 - module.num_examples("val"), 1113, 1135 + 1028]
-    assert module.exhibit("test", 0).label == "7" and module.facts["classes"] == ["1", "7"]
+    assert module.preview("test", 0).label == "7" and module.data_info["classes"] == ["1", "7"]
 
 
 def test_the_small_mnist_of_the_cnn(cache):
     module = ready(Mnist(real("mnist")), cache, max_train=5500, seed=0)
-    assert counts(module) == [5500, 5000, 10000] and module.facts["input_shape"] == [1, 28, 28]
+    assert counts(module) == [5500, 5000, 10000] and module.data_info["input_shape"] == [1, 28, 28]
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +71,9 @@ def pictures():
 
 def test_dog_against_fish(cache, pictures):
     module = ready(pictures, cache)
-    assert counts(module) == [1800, 0, 600] and module.facts["classes"] == ["dog", "fish"]
+    assert counts(module) == [1800, 0, 600] and module.data_info["classes"] == ["dog", "fish"]
     assert [np.bincount(module.arrays(split)[1]).tolist() for split in ("train", "test")] == [[900, 900], [300, 300]]
-    shown = module.exhibit("train", 900)
+    shown = module.preview("train", 900)
     assert shown.label == "fish" and shown.title.startswith("fish/") and shown.image.shape == (32, 32, 3)
     # two exposures of one picture in training and test would make the test easy
     train, test = (module.arrays(split)[0].flatten(1) for split in ("train", "test"))

@@ -44,9 +44,9 @@ def test_pictures_of_parquet_files(tmp_path):
     assert splits["train"].features["label"].names == ["cat", "dog"] and source.input_shape == (3, 4, 4)
     module = ExampleDataModule(HubExamples(str(folder), image_size=4, grey=True), str(tmp_path / "cache"))
     module.setup()
-    assert module.facts == {"input_shape": [1, 4, 4], "num_classes": 2, "classes": ["cat", "dog"], "num_train": 3}
+    assert module.data_info == {"input_shape": [1, 4, 4], "num_classes": 2, "classes": ["cat", "dog"], "num_train": 3}
     assert module.arrays("train")[0][2].unique().tolist() == [pytest.approx(70 / 255)] and not module.val_dataloader()
-    assert module.exhibit("test", 1).title == "test/000001"
+    assert module.preview("test", 1).title == "test/000001"
 
 
 def test_read_again_when_the_files_change(tmp_path):

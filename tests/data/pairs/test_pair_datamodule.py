@@ -65,7 +65,7 @@ def test_held_out_text_changes_neither_vocabulary_nor_counts(cache, tmp_path):
     other.prepare_data()
     other.setup()
     assert other.texts("val", "source")[0].startswith("zzzz")
-    assert other.facts == ours.facts
+    assert other.data_info == ours.data_info
     assert other.codecs["source"].tokenizer.to_str() == ours.codecs["source"].tokenizer.to_str()
 
 
@@ -74,9 +74,9 @@ def test_counts_are_of_the_training_targets_in_use(cache):
         wanted = Counter()
         for batch in module.train_dataloader():
             wanted.update(batch.target[batch.target > 3].tolist())
-        counts = module.facts["target_counts"]
+        counts = module.data_info["target_counts"]
         assert {i: n for i, n in enumerate(counts) if n} == dict(wanted)
-        assert len(counts) == module.facts["target_size"]
+        assert len(counts) == module.data_info["target_size"]
     assert len(sample(cache, max_pairs=20).sets["train"]) == 20
     short = sample(cache, batch_size=4, max_tokens=12)
     assert 0 < len(short.sets["train"]) < 120 and len(short.sets["test"]) == 10
@@ -86,7 +86,7 @@ def test_counts_are_of_the_training_targets_in_use(cache):
 def test_encoding_happens_once(cache, monkeypatch):
     first = sample(cache)
     monkeypatch.setattr(Subwords, "build", lambda *_: pytest.fail("built again"))
-    assert sample(cache).facts == first.facts
+    assert sample(cache).data_info == first.data_info
     with pytest.raises(pytest.fail.Exception):
         sample(cache, vocabulary=Subwords(310))  # another key
 

@@ -187,15 +187,15 @@ def test_raw_files_and_exhibits(make):
     image, labels, name = module.raw("train", 1)
     assert image.shape == (H, W, 3) and image.dtype == labels.dtype == np.uint8 and name == "2012_000001"
     assert np.array_equal(labels, labels_of(1))
-    shown = module.exhibit("train", 1)
+    shown = module.preview("train", 1)
     assert shown.title == name and shown.image.shape == (H, W, 3) and 0 <= shown.image.min() <= shown.image.max() <= 1
     counts = [int((labels_of(1) == c).sum()) for c in range(4)]
-    names = module.facts["classes"]
+    names = module.data_info["classes"]
     assert shown.label == names[1 + int(np.argmax(counts[1:]))] and shown.text == ", ".join(names[:4])
     ground, other = labels == 0, labels == 1
     assert np.allclose(shown.image[ground], image[ground] / 255)
     assert np.allclose(shown.image[other], (image[other] / 255 + np.array([128, 0, 0]) / 255) / 2)
-    assert module.facts["num_classes"] == 21 and module.facts["classes"][:2] == ["background", "aeroplane"]
+    assert module.data_info["num_classes"] == 21 and module.data_info["classes"][:2] == ["background", "aeroplane"]
 
 
 def test_images_without_public_labels(make, tmp_path):
@@ -206,7 +206,7 @@ def test_images_without_public_labels(make, tmp_path):
     module = SegmentationDataModule(source, str(tmp_path / "cache"), **SMALL)
     module.setup()
     assert module.raw("test", 0)[1:] == (None, "2008_000006")
-    assert (next(iter(module.test_dataloader())).labels == 255).all() and module.exhibit("test", 0).label is None
+    assert (next(iter(module.test_dataloader())).labels == 255).all() and module.preview("test", 0).label is None
     with pytest.raises(UserError, match=r"test\.txt names 2008_000006, but mask .*2008_000006\.png is missing"):
         VOC(str(tmp_path / "server"), val="test").splits(tmp_path / "cache")
 
@@ -234,7 +234,7 @@ def test_unknown_splits_and_indices(make):
         with pytest.raises(UserError, match="unknown split 'dev': choose train, val, test"):
             call("dev")
     for wrong in (-1, VAL):
-        for call in (module.raw, module.exhibit, lambda s, i: module.example_batch(s, [0, i])):
+        for call in (module.raw, module.preview, lambda s, i: module.example_batch(s, [0, i])):
             with pytest.raises(UserError, match=f"example {wrong} of split test: it has {VAL}, counted from 0"):
                 call("test", wrong)
 

@@ -30,7 +30,7 @@ def test_700_training_and_245_validation_images(voc):
         seen += np.bincount(labels.reshape(-1), minlength=256)
     assert seen[21:255].sum() == 0 and seen[1] == 0  # no aeroplane in the subset
     assert 0.6 < seen[0] / seen[:21].sum() < 0.85
-    common = {voc.facts["classes"][c] for c in seen[1:21].argsort()[-6:] + 1}
+    common = {voc.data_info["classes"][c] for c in seen[1:21].argsort()[-6:] + 1}
     assert common == {"dog", "cat", "person", "horse", "sheep", "cow"}
 
 

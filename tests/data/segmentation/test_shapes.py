@@ -14,7 +14,7 @@ def test_it_is_read_as_vocs(tmp_path):
     module = SegmentationDataModule(source, str(tmp_path / "cache"), batch_size=2, crop_size=97, eval_size=129)
     module.setup()
     assert [module.num_examples(split) for split in ("train", "val", "test")] == [6, 4, 4]
-    assert module.facts == {"num_classes": 4, "classes": CLASSES}
+    assert module.data_info == {"num_classes": 4, "classes": CLASSES}
     image, labels, name = module.raw("test", 1)
     drawn, expected = render(7)
     assert name == "2012_000007" and np.array_equal(labels, expected) and labels.shape == (97, 129)

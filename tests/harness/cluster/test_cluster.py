@@ -10,7 +10,7 @@ import json
 import pytest
 import torch
 
-from quintet.harness.resume.checkpoint import load_checkpoint
+from quintet.common.checkpoints import load_checkpoint
 
 STEPS = 30  # of 6 an epoch on two ranks, 12 on one
 MODEL = [
@@ -79,8 +79,8 @@ def test_an_array(array):
     assert [e["global_step"] for e in ends] == [STEPS, STEPS]
     assert [e["quintet_config"]["run_id"] for e in ends] == ["id-0", "id-1"]
     assert [e["quintet_config"]["seed"] for e in ends] == [1, 2]
-    facts = json.loads((run.directory(1) / "environment.json").read_text())
-    assert facts["command"].startswith("train.py") and "seed=2" in facts["command"]
+    data_info = json.loads((run.directory(1) / "environment.json").read_text())
+    assert data_info["command"].startswith("train.py") and "seed=2" in data_info["command"]
 
 
 def test_two_nodes(two_nodes):

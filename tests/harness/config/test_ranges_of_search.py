@@ -10,7 +10,7 @@ from hydra.core.override_parser.types import ChoiceSweep
 from omegaconf import OmegaConf
 
 from quintet.harness.config import compose
-from quintet.harness.config.config import CONF
+from quintet.harness.paths import CONF
 
 FILES = sorted((CONF / "search").glob("*.yaml"))
 

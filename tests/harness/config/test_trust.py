@@ -13,11 +13,12 @@ import yaml
 from commands import REPOSITORY, TINY
 from omegaconf import OmegaConf
 
+from quintet.common.checkpoints import load_checkpoint
 from quintet.common.errors import UserError
 from quintet.harness import cli
 from quintet.harness.config import compose, config, secrets, trust
 from quintet.harness.config.build import build
-from quintet.harness.resume.checkpoint import AtomicCheckpointIO, load_checkpoint
+from quintet.harness.resume.checkpoint import AtomicCheckpointIO
 
 HOSTILE = [
     "builtins.eval",

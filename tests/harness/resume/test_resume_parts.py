@@ -8,10 +8,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
+from quintet.common.checkpoints import load_checkpoint
 from quintet.data.resumable import ResumableDataModule
 from quintet.harness.callbacks.ema import Ema
 from quintet.harness.callbacks.throughput import batch_size_of
-from quintet.harness.resume.checkpoint import AtomicCheckpointIO, LastCheckpoint, load_checkpoint, newest_checkpoint
+from quintet.harness.resume.checkpoint import AtomicCheckpointIO, LastCheckpoint, newest_checkpoint
 from quintet.harness.resume.epoch_end import EpochEnd
 from quintet.harness.resume.random_state import RandomState, capture, restore
 from quintet.harness.run.strategies import strategy_of

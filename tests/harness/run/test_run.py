@@ -12,7 +12,8 @@ import pytest
 import torch
 from commands import REPOSITORY, TINY
 
-from quintet.harness.resume.checkpoint import load_checkpoint, newest_checkpoint
+from quintet.common.checkpoints import load_checkpoint
+from quintet.harness.resume.checkpoint import newest_checkpoint
 
 STEPS = 9
 
@@ -38,8 +39,8 @@ def assert_same_weights(one, other):
 def test_run_directory(whole):
     for name in ("config.yaml", "environment.json", "metrics.csv", "console.log"):
         assert (whole / name).stat().st_size > 0
-    facts = json.loads((whole / "environment.json").read_text())
-    assert {"commit", "dirty", "hardware", "versions", "command"} <= facts.keys()
+    data_info = json.loads((whole / "environment.json").read_text())
+    assert {"commit", "dirty", "hardware", "versions", "command"} <= data_info.keys()
     with (whole / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert any(row.get("val/bits") for row in rows)

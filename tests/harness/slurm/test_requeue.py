@@ -9,8 +9,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from quintet.common.checkpoints import load_checkpoint
 from quintet.harness.config import compose
-from quintet.harness.resume.checkpoint import load_checkpoint
 from quintet.harness.run import fit
 from quintet.harness.slurm import signals as preemption
 

@@ -41,7 +41,7 @@ def test_online_run_and_its_continuation(client):
     for metric in ("train/loss", "val/loss"):
         assert run.values(metric) == column(folder, metric) != []
     assert run.config["model"]["network"]["skip_channels"] == run.config["data"]["batch_size"] * 2 == 8
-    assert "facts" not in run.config and "anonymous" not in done.stderr
+    assert "data_info" not in run.config and "anonymous" not in done.stderr
     made = sorted(path.read_bytes() for path in (folder / "media").rglob("*.*"))
     assert made and sorted(data for name, data in run.files.items() if name.startswith("media/")) == made
     assert_keeps_the_secret(folder, done.stdout, done.stderr)

@@ -5,7 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as nnf
+from torch.nn import functional as F
 from torchvision import models
 
 from quintet.common.errors import UserError
@@ -136,7 +136,7 @@ class Flat(nn.Module):
         self.linear = nn.Linear(192, 2)
 
     def forward(self, x):
-        return self.linear(nnf.relu(x).flatten(1))
+        return self.linear(F.relu(x).flatten(1))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as nnf
+from torch.nn import functional as F
 from torchvision import models
 
 from quintet.common.errors import UserError
@@ -78,11 +78,11 @@ def caffe_resnet(images_rgb, state, blocks):
     x = 255 * images_rgb.flip(1) - MEAN_BGR
 
     def conv_bn(x, conv, norm, **options):
-        x = nnf.conv2d(x, state[f"{conv}.weight"], **options)
+        x = F.conv2d(x, state[f"{conv}.weight"], **options)
         values = (state[f"{norm}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
-        return nnf.batch_norm(x, *values, eps=1e-5)
+        return F.batch_norm(x, *values, eps=1e-5)
 
-    x = nnf.max_pool2d(conv_bn(x, "conv1", "bn1", stride=2, padding=3).relu(), 3, 2, 1)
+    x = F.max_pool2d(conv_bn(x, "conv1", "bn1", stride=2, padding=3).relu(), 3, 2, 1)
     for stage, (count, stride, holes) in enumerate(zip(blocks, (1, 2, 1, 1), (1, 1, 2, 4), strict=True), 1):
         for number in range(count):
             at, step = f"layer{stage}.{number}", stride if number == 0 else 1

@@ -52,7 +52,7 @@ class Data(LightningDataModule):
     def __init__(self, batches):
         super().__init__()
         self.batches = batches
-        self.facts = {"num_classes": 3, "classes": CLASSES}
+        self.data_info = {"num_classes": 3, "classes": CLASSES}
 
     def train_dataloader(self):
         return torch.utils.data.DataLoader(self.batches, batch_size=None)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as nnf
+from torch.nn import functional as F
 
 from quintet.common.errors import UserError
 from quintet.papers.deeplab.backbone import BackboneConfig
@@ -39,7 +39,7 @@ def test_resnet_form_sums_one_convolution_a_rate(kind, rates):
     expected = 0
     for branch, rate in zip(made.branches, rates, strict=True):
         kernel = spread_kernel(branch["fc8"].weight, rate)
-        expected = expected + nnf.conv2d(FEATURES, kernel, branch["fc8"].bias, padding=rate)
+        expected = expected + F.conv2d(FEATURES, kernel, branch["fc8"].bias, padding=rate)
     assert torch.allclose(made(FEATURES), expected, atol=1e-5)
 
 
@@ -48,9 +48,9 @@ def test_vgg_form_has_three_layers_a_branch():
     made = head(head="aspp_s", form="vgg", rates=[2, 3])
     expected = 0
     for branch, rate in zip(made.branches, (2, 3), strict=True):
-        x = nnf.conv2d(FEATURES, branch["fc6"].weight, branch["fc6"].bias, padding=rate, dilation=rate).relu()
+        x = F.conv2d(FEATURES, branch["fc6"].weight, branch["fc6"].bias, padding=rate, dilation=rate).relu()
         x = torch.einsum("oi,bihw->bohw", branch["fc7"].weight[..., 0, 0], x) + branch["fc7"].bias[:, None, None]
-        expected = expected + nnf.conv2d(x.relu(), branch["fc8"].weight, branch["fc8"].bias)
+        expected = expected + F.conv2d(x.relu(), branch["fc8"].weight, branch["fc8"].bias)
     assert torch.allclose(made(FEATURES), expected, atol=1e-5)
     made.train()
     assert not torch.allclose(made(FEATURES), made(FEATURES)), "dropout"

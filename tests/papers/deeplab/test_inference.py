@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn import functional as nnf
+from torch.nn import functional as F
 
 from quintet.common.errors import UserError
 from quintet.papers.deeplab.inference import Inference, tile_starts
@@ -64,7 +64,7 @@ def test_overlapping_tiles_are_averaged():
     image, tile = picture(9, 13), 9
     wanted = torch.zeros(4, 9, 17)
     for left in (0, 8):  # the canvas is 9 x 17
-        part = nnf.pad(tensor(image), (0, 4))[..., left : left + tile]
+        part = F.pad(tensor(image), (0, 4))[..., left : left + tile]
         wanted[..., left : left + tile] += Sided().scores(part)[0].softmax(0)
     wanted[..., 8] /= 2
     found = Inference(tile_size=tile, tile_overlap=1).probabilities(Sided(), image)
@@ -77,11 +77,11 @@ def test_scales_and_mirror_images_are_averaged(average):
     kept = (lambda s: s.softmax(1)) if average == "probabilities" else (lambda s: s)
     total = 0
     for size in ((9, 13), (17, 25), (25, 37)):  # 8k + 1 at .5, 1, 1.5
-        scaled = nnf.interpolate(tensor(image), size, mode="bilinear", align_corners=True)
+        scaled = F.interpolate(tensor(image), size, mode="bilinear", align_corners=True)
         for view in (scaled, scaled.flip(-1)):
             values = kept(Sided().scores(view))
             values = values if view is scaled else values.flip(-1)
-            total = total + nnf.interpolate(values, (17, 25), mode="bilinear", align_corners=True)
+            total = total + F.interpolate(values, (17, 25), mode="bilinear", align_corners=True)
     wanted = total / 6 if average == "probabilities" else (total / 6).softmax(1)
     found = Inference(scales=(0.5, 1, 1.5), flip=True, average=average).probabilities(Sided(), image)
     torch.testing.assert_close(found, wanted[0])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from sklearn.metrics import log_loss
-from torch.nn import functional as nnf
+from torch.nn import functional as F
 
 from quintet.papers.deeplab.backbone import BackboneConfig
 from quintet.papers.deeplab.heads import NetworkConfig
@@ -41,9 +41,9 @@ def test_every_scale_runs_the_same_network_on_a_resized_image_and_the_largest_sc
     network = DeepLab(BackboneConfig("resnet18", output_stride=8), NetworkConfig("aspp_l", scales=(1, 0.75, 0.5)), 3)
     network.eval()
     images = torch.rand(2, 3, 65, 97)
-    single = [network.head(network.backbone(nnf.interpolate(images, size, mode="bilinear", align_corners=True)))
+    single = [network.head(network.backbone(F.interpolate(images, size, mode="bilinear", align_corners=True)))
               for size in ((65, 97), (49, 73), (33, 49))]  # fmt: skip
-    same = [nnf.interpolate(s, (9, 13), mode="bilinear", align_corners=True) for s in single]
+    same = [F.interpolate(s, (9, 13), mode="bilinear", align_corners=True) for s in single]
     expected = torch.maximum(torch.maximum(same[0], same[1]), same[2])
     assert torch.allclose(network(images), expected, atol=1e-5)
     assert not torch.allclose(network(images), single[0], atol=1e-3)
@@ -83,13 +83,13 @@ def test_losses_of_the_fused_and_of_every_scale_add_up():
     labels = torch.randint(0, 4, (2, 65, 65))
     one, three_quarters, half = (torch.randn(2, 4, n, n) for n in (9, 7, 5))
     scores = [one, three_quarters, half]
-    up = nnf.interpolate(three_quarters, (9, 9), mode="bilinear", align_corners=True)
+    up = F.interpolate(three_quarters, (9, 9), mode="bilinear", align_corners=True)
     at = {"fine": labels[:, ::8, ::8], "coarse": labels[:, ::16, ::16]}
     expected = (
-        nnf.cross_entropy(fuse(scores), at["fine"])
-        + nnf.cross_entropy(one, at["fine"])
-        + nnf.cross_entropy(up, at["fine"])
-        + nnf.cross_entropy(half, at["coarse"])
+        F.cross_entropy(fuse(scores), at["fine"])
+        + F.cross_entropy(one, at["fine"])
+        + F.cross_entropy(up, at["fine"])
+        + F.cross_entropy(half, at["coarse"])
     )
     assert summed_losses(scores, labels).mean().item() == pytest.approx(expected.item(), rel=1e-6)
     assert torch.equal(summed_losses([one], labels), mean_losses(one, labels))

@@ -22,7 +22,7 @@ class Tables(pl.LightningDataModule):
         self.num_classes = classes or int(labels.max()) + 1
 
     @property
-    def facts(self):
+    def data_info(self):
         shape = list(self.inputs.shape[1:])
         return {"input_shape": shape, "num_classes": self.num_classes, "num_train": len(self.labels)}
 
@@ -73,7 +73,7 @@ def pictures(rows=24, side=8, classes=3, seed=0, **more):
 def classifier(data, optimizer=None, network=None, **more):
     """A classifier of that data; L-BFGS unless told otherwise."""
     torch.manual_seed(0)
-    return ClassifierModule(network or {}, optimizer or {}, data.facts, **more)
+    return ClassifierModule(network or {}, optimizer or {}, data.data_info, **more)
 
 
 def fit(module, data, *callbacks, max_epochs=1, ckpt=None, **more):

@@ -10,9 +10,10 @@ from sklearn.linear_model import LogisticRegression
 from tables import Tables, blobs, classifier, fit, pictures
 from torch.func import functional_call
 
+from quintet.common.checkpoints import load_checkpoint
 from quintet.common.errors import UserError
 from quintet.common.optim import OptimizerConfig, lr_factor
-from quintet.harness.resume.checkpoint import LastCheckpoint, load_checkpoint
+from quintet.harness.resume.checkpoint import LastCheckpoint
 from quintet.papers.influence.classifiers.module import ClassifierModule
 from quintet.papers.influence.classifiers.settings import check_labels
 
@@ -254,4 +255,4 @@ def test_only_plain_values_are_stored(tmp_path):
     data = blobs()
     fit(classifier(data), data, LastCheckpoint(tmp_path))
     stored = load_checkpoint(tmp_path / "last.ckpt")["hyper_parameters"]
-    assert stored["facts"] == {"input_shape": [4], "num_classes": 3} and "start" not in stored
+    assert stored["data_info"] == {"input_shape": [4], "num_classes": 3} and "start" not in stored

@@ -136,7 +136,7 @@ def test_conjugate_gradients_of_a_linear_model_need_hardly_a_product():
 
 
 def test_refusals(monkeypatch):
-    with pytest.raises(UserError, match="a classifier with chances"):
+    with pytest.raises(UserError, match="a classifier with predict_proba"):
         gn.GaussNewton(make_risk(Net(), examples()))
     data = blobs(classes=2)
     hinge = classifier(data, loss="smooth_hinge", smoothness=0.1)

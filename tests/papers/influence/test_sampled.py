@@ -3,7 +3,7 @@
 import pytest
 import torch
 from small_models import Net, Softmax, data, dense, examples, fit
-from torch.nn import functional as nnf
+from torch.nn import functional as F
 
 from quintet.common.errors import UserError
 from quintet.papers.influence.risk import sampled
@@ -91,7 +91,7 @@ class Wavy(Softmax):
         return self.linear_parts(batch).losses(self(batch.inputs))
 
     def linear_parts(self, batch):
-        bend = lambda z_bc: nnf.cross_entropy(z_bc, batch.labels, reduction="none") + 2 * z_bc.cos().sum(1)  # noqa: E731
+        bend = lambda z_bc: F.cross_entropy(z_bc, batch.labels, reduction="none") + 2 * z_bc.cos().sum(1)  # noqa: E731
         return LinearParts(batch.inputs, "layer.weight", None, bend)
 
 

@@ -129,9 +129,9 @@ def wavenet():
     config = WaveNetConfig(
         layers_per_stack=2, stacks=1, residual_channels=4, gate_channels=4, skip_channels=5, head_channels=3
     )
-    facts = {"sample_rate": 8000, "num_classes": 6, "speakers": ["a", "b"], "tags": [], "local_channels": 0,
+    data_info = {"sample_rate": 8000, "num_classes": 6, "speakers": ["a", "b"], "tags": [], "local_channels": 0,
              "hop_length": 0, "phones": []}  # fmt: skip
-    module = WaveNetModule(config, OptimizerConfig(weight_decay=0.05), facts).double().eval()
+    module = WaveNetModule(config, OptimizerConfig(weight_decay=0.05), data_info).double().eval()
     length, chunk = module.receptive_field + 9, 9
     mask = torch.ones(8, chunk, dtype=torch.bool)
     mask[-1, 5:] = False

@@ -5,10 +5,11 @@ import torch
 from lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
+from quintet.common.checkpoints import load_checkpoint
 from quintet.common.errors import UserError
 from quintet.data.batches import EpisodeBatch
 from quintet.data.resumable import ResumableDataModule
-from quintet.harness.resume.checkpoint import LastCheckpoint, load_checkpoint
+from quintet.harness.resume.checkpoint import LastCheckpoint
 from quintet.harness.resume.random_state import RandomState
 from quintet.papers.rare_events.module import RareEventsModule, own_values
 
@@ -39,7 +40,7 @@ def episodes(seed=0, rows=2, width=3, rounds=4):
 class Data(ResumableDataModule):
     """Five batches an epoch, each a function of its number; two epochs."""
 
-    facts = FACTS
+    data_info = FACTS
 
     def train_dataloader(self):
         return self.resumable_loader(range(5), 1, seed=0, collate_fn=lambda items: episodes(items[0]))

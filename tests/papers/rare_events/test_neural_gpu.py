@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.nn import functional as nnf
+from torch.nn import functional as F
 
 from quintet.common.errors import UserError
 from quintet.papers.rare_events.neural_gpu import ConvolutionalGRU, ExtendedNeuralGPU, NeuralGPUConfig
@@ -31,8 +31,8 @@ def test_the_gated_step_is_its_formula(with_output_tape):
     s, p = torch.randn(2, 3, 5, 2), torch.randn(2, 3, 5, 2) if with_output_tape else None
 
     def conv(weight, bias, state):  # U * s + W * p + B, written as two convolutions
-        result = nnf.conv2d(state, weight[:, :3], bias, padding=1)
-        return result if p is None else result + nnf.conv2d(p, weight[:, 3:], padding=1)
+        result = F.conv2d(state, weight[:, :3], bias, padding=1)
+        return result if p is None else result + F.conv2d(p, weight[:, 3:], padding=1)
 
     u = torch.sigmoid(conv(cell.gates.weight[:3], cell.gates.bias[:3], s))
     r = torch.sigmoid(conv(cell.gates.weight[3:], cell.gates.bias[3:], s))

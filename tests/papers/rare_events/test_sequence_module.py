@@ -23,7 +23,7 @@ BOTH = pytest.mark.parametrize("kind", [TranslationModule, SymbolModule])
 
 def module_of(kind, memory=MEMORY, **options):
     torch.manual_seed(0)
-    return kind(NETWORKS[kind], memory=memory, optimizer={"lr": 0.01}, facts=FACTS, **options)
+    return kind(NETWORKS[kind], memory=memory, optimizer={"lr": 0.01}, data_info=FACTS, **options)
 
 
 def batch_of(*rows):

@@ -5,7 +5,7 @@ from torch.utils.data import DataLoader
 
 from quintet.backbones.encoder import Encoder, EncoderConfig
 from quintet.data.batches import CaptionBatch
-from quintet.data.exhibit import Exhibit
+from quintet.data.preview import Preview
 from quintet.data.resumable import ResumableDataModule
 
 COLOURS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "white": (1, 1, 1)}
@@ -36,7 +36,7 @@ class Captions(ResumableDataModule):
         self.passes = []
 
     @property
-    def facts(self):
+    def data_info(self):
         ids = [word for row in range(len(CAPTIONS)) for word in self.ids(row)[1:]]
         return {"vocabulary": self.vocabulary, "counts": torch.bincount(torch.tensor(ids), minlength=10).tolist()}
 
@@ -80,7 +80,7 @@ class Captions(ResumableDataModule):
         words, lengths, rows = whole.words[kept], whole.lengths[kept], whole.index[kept]
         return whole._replace(words=words, lengths=lengths, image_row=torch.arange(len(indices)), index=rows)
 
-    def exhibit(self, split, index):
-        return Exhibit(
+    def preview(self, split, index):
+        return Preview(
             f"pair {index // 2}", text=CAPTIONS[index], image=self.images[index // 2].permute(1, 2, 0).numpy()
         )

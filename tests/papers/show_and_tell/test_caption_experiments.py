@@ -4,9 +4,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf, open_dict
 
+from quintet.common.checkpoints import load_checkpoint
 from quintet.common.errors import UserError
 from quintet.harness.config import compose, config
-from quintet.harness.resume.checkpoint import load_checkpoint
 from quintet.harness.run.evaluate import evaluate
 from quintet.harness.run.fit import fit
 

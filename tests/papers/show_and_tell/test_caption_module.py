@@ -32,7 +32,7 @@ def data():
 
 def module_of(data, network=None, **options):
     torch.manual_seed(0)
-    options = {"optimizer": ADAM, "encoder": ENCODER, "facts": data.facts} | options
+    options = {"optimizer": ADAM, "encoder": ENCODER, "data_info": data.data_info} | options
     return ShowAndTellModule(SMALL | (network or {}), **options)
 
 
@@ -255,7 +255,7 @@ def test_a_checkpoint_needs_no_other_file(data, tmp_path):
 def test_an_ensemble_averages_and_refuses_other_vocabularies(data):
     modules = [module_of(data, {"hidden": hidden}).eval() for hidden in (24, 16)]
     together, batch = ShowAndTellModule.ensemble(modules).eval(), data.batch([0, 5])
-    assert isinstance(together, CaptionEnsemble) and together.hparams["facts"] == data.facts
+    assert isinstance(together, CaptionEnsemble) and together.hparams["data_info"] == data.data_info
     with torch.no_grad():
         nats = together.nats(batch)
         logs = []

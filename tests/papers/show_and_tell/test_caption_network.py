@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from torch.nn import functional as nnf
+from torch.nn import functional as F
 
 from quintet.common.errors import UserError
 from quintet.papers.show_and_tell.lstm import LstmState, PaperLstm, StandardLstm, build_lstm
@@ -169,7 +169,7 @@ def test_scheduled_sampling_reads_the_truth_or_its_own_words(form):
     mixed = sampled_outputs(decoder, features.repeat(2000, 1), words.repeat(2000, 1), torch.arange(4000), truth=0.7)
     as_told = (mixed[:, 1] - decoder(features, words, row)[:, 1].repeat(2000, 1)).abs().amax(1) < 1e-5
     assert as_told.float().mean().item() == pytest.approx(0.7, abs=0.03)
-    nnf.mse_loss(mixed, torch.zeros_like(mixed)).backward()
+    F.mse_loss(mixed, torch.zeros_like(mixed)).backward()
     assert decoder.words.weight.grad[6].abs().sum() > 0 and decoder.output.weight.grad is None
 
 

@@ -8,7 +8,7 @@ import torch
 from lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
-from quintet.common.checkpoints import check_facts
+from quintet.common.checkpoints import check_data_info
 from quintet.common.errors import UserError
 from quintet.common.optim import OptimizerConfig, lr_factor
 from quintet.data.batches import AudioBatch
@@ -35,9 +35,9 @@ FACTS = {
 PHONE_FACTS = FACTS | {"speakers": [], "phones": ["sil", "aa", "t"]}
 
 
-def module_of(facts=FACTS, **network) -> WaveNetModule:
+def module_of(data_info=FACTS, **network) -> WaveNetModule:
     torch.manual_seed(0)
-    return WaveNetModule(TINY | network, {"lr": 1e-3}, facts).eval()
+    return WaveNetModule(TINY | network, {"lr": 1e-3}, data_info).eval()
 
 
 def batch_of(speakers=(0, 1), chunk=32, context=16, phones=None, real=None) -> AudioBatch:
@@ -206,12 +206,12 @@ def test_batch_of_other_tags_or_features_is_refused():
 
 
 def test_data_of_other_speakers_is_refused_before_the_run():
-    check_facts(FACTS, dict(FACTS))
+    check_data_info(FACTS, dict(FACTS))
     with pytest.raises(UserError, match=r"data has speakers=\['p226', 'p225'\], the model was built for"):
-        check_facts(FACTS, FACTS | {"speakers": ["p226", "p225"]})
+        check_data_info(FACTS, FACTS | {"speakers": ["p226", "p225"]})
     module, trainer = module_of(), Trainer(accelerator="cpu", barebones=True, max_steps=1)
     data = LightningDataModule.from_datasets([batch_of()], batch_size=None)
-    data.facts = FACTS | {"sample_rate": 8000}
+    data.data_info = FACTS | {"sample_rate": 8000}
     with pytest.raises(UserError, match="sample_rate=8000"):
         trainer.fit(module, datamodule=data)
 

@@ -20,8 +20,8 @@ from quintet.data.audio.split import SPLITS, split_names, subset
 from quintet.data.audio.store import FORMAT, warn_bad_files, write_store
 from quintet.data.audio.stream import StreamedPcm
 from quintet.data.batches import AudioBatch
-from quintet.data.exhibit import Exhibit
 from quintet.data.group_order import GroupSampler, check_workers, group_ends
+from quintet.data.preview import Preview
 from quintet.data.resumable import ResumableDataModule, ResumableLoader
 from quintet.data.store import ListColumn, build_once, digest
 
@@ -178,7 +178,7 @@ class AudioDataModule(ResumableDataModule):
         return np.array([tag in tags for tag in self._tags], np.float32)
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def data_info(self) -> dict[str, Any]:
         """Plain values that a model needs; call after setup()."""
         assert self._splits, "call prepare_data() and setup() first"
         return {
@@ -237,14 +237,14 @@ class AudioDataModule(ResumableDataModule):
     def example_batch(self, split: str, indices: Sequence[int]) -> AudioBatch:
         return self.chunks(split).batch(indices)
 
-    def exhibit(self, split: str, index: int) -> Exhibit:
+    def preview(self, split: str, index: int) -> Preview:
         """The window's targets as sound; its group is the utterance, its label the speaker, its text the tags."""
         utterance, start = self.chunks(split).locate(index)
         item, rate = self.utterance(split, utterance), self.sample_rate
         pcm = item["pcm"][start : start + self.chunk_samples]
         times = f"{start / rate:.1f}-{(start + len(pcm)) / rate:.1f} s"
         tags = [] if item["tags"] is None else [tag for tag, on in zip(self._tags, item["tags"], strict=True) if on]
-        return Exhibit(
+        return Preview(
             title=f"{item['id']} {times}",
             text=", ".join(tags) or None,
             audio=pcm.astype(np.float32) / 32768,

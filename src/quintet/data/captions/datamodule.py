@@ -22,8 +22,8 @@ from quintet.data.captions.table import CaptionTable
 from quintet.data.captions.views import Views
 from quintet.data.captions.vocabulary import Vocabulary
 from quintet.data.examples.store import ArrayInputs
-from quintet.data.exhibit import Exhibit
 from quintet.data.group_order import GroupSampler, check_workers, group_ends
+from quintet.data.preview import Preview
 from quintet.data.resumable import ResumableDataModule, ResumableLoader, ViewSampler
 from quintet.data.special_ids import EOS, UNKNOWN
 
@@ -124,14 +124,14 @@ class CaptionDataModule(ResumableDataModule):
         return self._vocabulary
 
     def use_vocabulary(self, vocabulary: Vocabulary | Sequence[str]) -> None:
-        """Another run's words, its `facts["vocabulary"]`, in place of this data set's own: transfer."""
+        """Another run's words, its `data_info["vocabulary"]`, in place of this data set's own: transfer."""
         self.prepare_data()
         words = vocabulary if isinstance(vocabulary, Vocabulary) else Vocabulary(vocabulary)
         self._vocabulary, self._kept, self._sets = words, {}, {}
         self._ids = np.array(words.encode(self.source.words), np.int64)
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def data_info(self) -> dict[str, Any]:
         """Plain values that a model needs; call after setup()."""
         return {"vocabulary": list(self.vocabulary.words), "counts": self._counts()}
 
@@ -253,14 +253,14 @@ class CaptionDataModule(ResumableDataModule):
         dataset = self.dataset(split)
         return dataset.batch(dataset.rows[self._checked(indices, len(dataset.rows), split)])
 
-    def exhibit(self, split: str, index: int) -> Exhibit:
+    def preview(self, split: str, index: int) -> Preview:
         """The caption and its image; a group is the captions of an image."""
         dataset = self.dataset(split)
         row = int(dataset.rows[self._checked([index], len(dataset.rows), split)[0]])
         image = int(dataset.table.image_of([row])[0])
         name, text = dataset.table.images[image]["name"], dataset.table.texts[row]["text"]
         number = row - dataset.table.captions_of(image).start
-        return Exhibit(f"{name}#{number}", text=text, image=self.picture(split, image) / 255, group=name)
+        return Preview(f"{name}#{number}", text=text, image=self.picture(split, image) / 255, group=name)
 
     def _checked(self, indices: Sequence[int], count: int, split: str) -> NDArray[np.int64]:
         wanted = np.asarray(indices, np.int64).reshape(-1)

@@ -17,7 +17,7 @@ from quintet.data.episodes.omniglot import SIDE, Omniglot
 from quintet.data.episodes.sampling import check_length
 from quintet.data.episodes.split import split_background
 from quintet.data.episodes.store import ROTATIONS, Stored, map_images, open_store
-from quintet.data.exhibit import Exhibit
+from quintet.data.preview import Preview
 from quintet.data.resumable import ResumableDataModule, ResumableLoader
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class EpisodeDataModule(ResumableDataModule):
         log.info("%s: %s classes", self.source.name, ", ".join(f"{len(rows[split])} {split}" for split in SPLITS))
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def data_info(self) -> dict[str, Any]:
         """Plain values that a model needs; call after setup()."""
         assert self._rows, "call prepare_data() and setup() first"
         return {
@@ -123,13 +123,13 @@ class EpisodeDataModule(ResumableDataModule):
     def example_batch(self, split: str, indices: Sequence[int]) -> EpisodeBatch:
         return self.episodes(split).__getitems__(indices)
 
-    def exhibit(self, split: str, index: int) -> Exhibit:
+    def preview(self, split: str, index: int) -> Preview:
         """The drawings in the order in which they are shown, a row for each round, and the classes they are of."""
         episodes = self.episodes(split)
         plan, (batch,) = episodes.plan(index), episodes.__getitems__([index]).images
         names = self.classes(split)
         shown = dict.fromkeys(names[c] for c in plan.classes.tolist())
-        return Exhibit(
+        return Preview(
             title=f"episode {index}", text=", ".join(shown), image=contact_sheet(batch[:, 0].numpy(), self.width)
         )
 

@@ -17,7 +17,7 @@ from quintet.data.examples.dataset import ExampleDataset, as_is, to_images
 from quintet.data.examples.select import draw, keep_classes
 from quintet.data.examples.source import SPLITS, Example, ExampleSource
 from quintet.data.examples.store import ArrayInputs, ArrowInputs
-from quintet.data.exhibit import Exhibit
+from quintet.data.preview import Preview
 from quintet.data.resumable import EpochSampler, ResumableDataModule, ResumableLoader
 
 log = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ class ExampleDataModule(ResumableDataModule):
             raise UserError(f"data.batch_size={self.batch_size}: there are {count} training examples; null takes all")
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def data_info(self) -> dict[str, Any]:
         """Plain values that a model needs; call after setup()."""
         assert self.sets, "call prepare_data() and setup() first"
         return {
@@ -173,7 +173,7 @@ class ExampleDataModule(ResumableDataModule):
             raise UserError(f"{self.source.name} has no images but {shape[0]} columns")
         return to_images(self._images[self._part[split]].gather(rows), shape, self.source.scale)
 
-    def exhibit(self, split: str, index: int) -> Exhibit:
+    def preview(self, split: str, index: int) -> Preview:
         """One example for a person's eyes."""
         dataset = self.examples(split)
         (index,) = self._checked(split, [index])
@@ -183,7 +183,7 @@ class ExampleDataModule(ResumableDataModule):
         found = self._rows[part].data.slice(row, 1)
         name, text = (found.column(key)[0].as_py() for key in ("name", "text"))
         label = self._classes[dataset.labels[index]]
-        return self.source.exhibit(Example(stored.reshape(self.source.input_shape), label, name, text))
+        return self.source.preview(Example(stored.reshape(self.source.input_shape), label, name, text))
 
     def _checked(self, split: str, indices: Sequence[int]) -> NDArray[np.int64]:
         index_b, count = np.asarray(indices, np.int64).reshape(-1), self.num_examples(split)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from quintet.common.errors import UserError
 from quintet.data.archives import find_root
 from quintet.data.examples.source import Block, Content, Example, ExampleSource
-from quintet.data.exhibit import Exhibit
+from quintet.data.preview import Preview
 
 FILE = "diabetic_data.csv"
 ID, LABEL, CHILD = "encounter_id", "readmitted", "[0-10)"
@@ -88,7 +88,7 @@ class Diabetes(ExampleSource):
                  for part, rows in (("train", train), ("test", test))}  # fmt: skip
         return Content((len(names),), CLASSES, parts, feature_names=names)
 
-    def exhibit(self, example: Example) -> Exhibit:
+    def preview(self, example: Example) -> Preview:
         """The counts, and of the categories those that do not say No."""
         shown = {}
         for name, value in zip(self.feature_names, example.inputs, strict=True):
@@ -97,7 +97,7 @@ class Diabetes(ExampleSource):
                 shown[name] = f"{value:.0f}"
             elif value and choice != "No":
                 shown[category] = choice
-        return Exhibit(f"encounter {example.name}", table=shown, label=example.label)
+        return Preview(f"encounter {example.name}", table=shown, label=example.label)
 
     def _without_children(self, train: NDArray, candidate: NDArray) -> NDArray:
         positions = np.flatnonzero(candidate[train])

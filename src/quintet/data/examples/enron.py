@@ -25,7 +25,7 @@ from quintet.data.examples.source import SPLITS, Block, Content, ExampleSource
 
 CLASSES = ["ham", "spam"]
 DUPLICATES = ("group", "keep")
-SHOWN = 300  # characters of an e-mail that an exhibit shows
+SHOWN = 300  # characters of an e-mail that a preview shows
 BLOCK = 500  # rows counted at a time
 
 

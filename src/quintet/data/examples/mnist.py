@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from quintet.common.errors import UserError
 from quintet.data.examples.source import Block, Content, Example, ExampleSource
-from quintet.data.exhibit import Exhibit
 from quintet.data.pairs.source import content_key
+from quintet.data.preview import Preview
 
 IMAGES, LABELS = 0x803, 0x801  # the magic numbers: unsigned bytes in three dimensions, in one
 FOLDERS = (".", "MNIST/raw", "mnist", "raw")
@@ -60,8 +60,8 @@ class Mnist(ExampleSource):
         digits = [str(digit) for digit in range(10)]
         return Content((1, *train[0].shape[1:]), digits, parts, dtype="uint8", scale=1 / 255)
 
-    def exhibit(self, example: Example) -> Exhibit:
-        return Exhibit(example.label, image=example.inputs[0], label=example.label)
+    def preview(self, example: Example) -> Preview:
+        return Preview(example.label, image=example.inputs[0], label=example.label)
 
 
 def _file(root: Path, name: str) -> Path:

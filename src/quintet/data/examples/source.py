@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from quintet.common.errors import UserError
 from quintet.data.archives import find_root
 from quintet.data.examples.store import write_part
-from quintet.data.exhibit import Exhibit
+from quintet.data.preview import Preview
 from quintet.data.store import build_once, digest
 
 SPLITS = ("train", "val", "test")
@@ -41,7 +41,7 @@ class Content:
 
 
 class Example(NamedTuple):
-    """One example as `exhibit` gets it."""
+    """One example as `preview` gets it."""
 
     inputs: NDArray  # (*input_shape) float32, scaled
     label: str  # its class
@@ -51,7 +51,7 @@ class Example(NamedTuple):
 
 @dataclass
 class ExampleSource:
-    """A labelled data set; a subclass knows its layout and nothing else: `fingerprint`, `read`, perhaps `exhibit`.
+    """A labelled data set; a subclass knows its layout and nothing else: `fingerprint`, `read`, perhaps `preview`.
 
     root: the unpacked folder, or its archive, which is unpacked into the cache.
     """
@@ -96,7 +96,7 @@ class ExampleSource:
         """Everything, called once for each fingerprint."""
         raise NotImplementedError(f"{type(self).__name__} must read its files")
 
-    def exhibit(self, example: Example) -> Exhibit:
+    def preview(self, example: Example) -> Preview:
         """The example for a person's eyes: a picture, a text or the non-zero columns of a table."""
         picture = table = None
         if len(self.input_shape) == 3:
@@ -104,7 +104,7 @@ class ExampleSource:
             picture = picture[..., 0] if picture.shape[2] == 1 else picture
         elif self.feature_names and example.text is None:
             table = {n: f"{v:.4g}" for n, v in zip(self.feature_names, example.inputs, strict=True) if v}
-        return Exhibit(example.name, text=example.text, image=picture, table=table, label=example.label)
+        return Preview(example.name, text=example.text, image=picture, table=table, label=example.label)
 
 
 def _write(folder: Path, content: Content) -> None:

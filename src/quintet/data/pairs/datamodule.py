@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from quintet.common.errors import UserError
 from quintet.data.batches import SequencePairBatch
-from quintet.data.exhibit import Exhibit
 from quintet.data.pairs.order import LengthSampler
 from quintet.data.pairs.source import SPLITS, PairSource
 from quintet.data.pairs.vocabulary import SIDES, Codec
+from quintet.data.preview import Preview
 from quintet.data.resumable import ResumableDataModule, ResumableLoader
 from quintet.data.special_ids import BOS, EOS, PAD
 from quintet.data.store import ListColumn, build_once, digest, write_rows
@@ -139,7 +139,7 @@ class PairsDataModule(ResumableDataModule):
                  int((lengths > self.max_tokens).sum()), self.max_tokens)  # fmt: skip
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def data_info(self) -> dict[str, Any]:
         """Plain values that a model needs; call after setup(). Counts are of the training split, by target id."""
         assert self.sets, "call prepare_data() and setup() first"
         return {
@@ -170,11 +170,11 @@ class PairsDataModule(ResumableDataModule):
     def example_batch(self, split: str, indices: Sequence[int]) -> SequencePairBatch:
         return self.batch(split, indices)
 
-    def exhibit(self, split: str, index: int) -> Exhibit:
+    def preview(self, split: str, index: int) -> Preview:
         """The raw lines of both sides."""
         row = int(self._set(split).rows[index])
         text = self._texts[split][row]
-        return Exhibit(title=f"pair {row}", text=f"{text['source']} -> {text['target']}")
+        return Preview(title=f"pair {row}", text=f"{text['source']} -> {text['target']}")
 
     def _set(self, split: str) -> PairDataset:
         self.setup()

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from quintet.common.errors import UserError
 from quintet.data.batches import SegmentationBatch
 from quintet.data.examples.select import draw
-from quintet.data.exhibit import Exhibit
+from quintet.data.preview import Preview
 from quintet.data.resumable import ResumableDataModule, ResumableLoader, ViewSampler
 from quintet.data.segmentation.augment import Augmentation
 from quintet.data.segmentation.dataset import SegmentationDataset, as_is, grid_size
@@ -125,7 +125,7 @@ class SegmentationDataModule(ResumableDataModule):
         return len(self.source.labels.classes)
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def data_info(self) -> dict[str, Any]:
         """Plain values that a model needs; call after setup()."""
         assert self._rows, "call prepare_data() and setup() first"
         return {"num_classes": self.num_classes, "classes": list(self.source.labels.classes)}
@@ -166,17 +166,17 @@ class SegmentationDataModule(ResumableDataModule):
         dataset = self._evaluated(split)
         return dataset.raw(self._checked(dataset, split, [index])[0])
 
-    def exhibit(self, split: str, index: int) -> Exhibit:
+    def preview(self, split: str, index: int) -> Preview:
         """The image under its classes in VOC's colours; `label` is the largest one but the first, the background."""
         image, labels, name = self.raw(split, index)
         if labels is None:
-            return Exhibit(name, image=image / 255)
+            return Preview(name, image=image / 255)
         painted = np.where((labels == 0)[..., None], image, (image + colour_picture(labels).astype(float)) / 2) / 255
         counts = np.bincount(labels[labels != IGNORED], minlength=self.num_classes)
         names = self.source.labels.classes
         largest = int(counts[1:].argmax()) + 1 if counts[1:].any() else 0
         shown = ", ".join(names[c] for c in np.flatnonzero(counts))
-        return Exhibit(name, text=shown, image=painted, label=names[largest])
+        return Preview(name, text=shown, image=painted, label=names[largest])
 
     def _checked(self, dataset: SegmentationDataset, split: str, indices: Sequence[int]) -> list[int]:
         wanted = [int(index) for index in indices]

@@ -55,7 +55,7 @@ class WandbRun(WandbLogger):
             self._experiment.finish(exit_code=0 if status == "success" else 1)
 
     def log_hyperparams(self, params: Any) -> None:
-        """Nothing: the module's arguments are in the configuration, and the data's facts may be a whole vocabulary."""
+        """Nothing: the module's arguments are in the configuration, and data_info may be a whole vocabulary."""
 
     def show(self, config: dict[str, Any]) -> None:
         """The resolved configuration, for W&B to show; what a sweep has set itself stays as it is."""

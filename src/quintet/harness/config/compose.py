@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from quintet.common.errors import UserError
 from quintet.harness.config import resolvers  # noqa: F401  conf/ uses them
 from quintet.harness.config.config import CONF, Origin, check_target, suggest, targets
+from quintet.harness.config.moved import move_experiments
 from quintet.harness.config.signature import signature_of
 from quintet.harness.config.trust import check_name, guard_composition, plain_config, read_saved, refuse_links
 
@@ -26,7 +27,7 @@ def compose_config(root: str, overrides: list[str]) -> DictConfig:
     """conf/<root>.yaml with overrides, as Hydra composes it."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra_compose(root, overrides=overrides)
+        return hydra_compose(root, overrides=[move_experiments(o) for o in overrides])
 
 
 def compose_checked(root: str, overrides: list[str]) -> DictConfig:
@@ -126,7 +127,7 @@ def config_of(run: str | None, ckpt: Any) -> DictConfig:
         return saved_config(Path(run or ckpt))
     if not ckpt:
         raise UserError("say what to evaluate: run=logs/<name>/<run_id> or ckpt=<file>.ckpt")
-    from quintet.harness.resume.checkpoint import load_checkpoint
+    from quintet.common.checkpoints import load_checkpoint
 
     stored = load_checkpoint(Path(ckpt)).get("quintet_config")
     if stored is None:

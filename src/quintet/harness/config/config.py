@@ -20,9 +20,8 @@ from quintet.common.errors import UserError
 from quintet.harness.config.secrets import refuse_what_looks_secret
 from quintet.harness.config.signature import class_attribute, signature_of
 from quintet.harness.config.trust import KEYWORDS, check_name, is_allowed
+from quintet.harness.paths import CONF
 
-REPOSITORY = Path(__file__).parents[4]
-CONF = REPOSITORY / "conf"
 PRIMITIVES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
 
 

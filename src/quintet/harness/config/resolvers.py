@@ -8,8 +8,8 @@ import time
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from quintet.harness.config.config import REPOSITORY
 from quintet.harness.config.secrets import environment
+from quintet.harness.paths import REPOSITORY
 
 INTERACTIVE = ("bash", "sh", "zsh", "interactive")  # a shell that salloc or srun --pty opened: many runs, one job
 

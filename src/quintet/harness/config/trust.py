@@ -19,7 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader
 
 from quintet.common.errors import UserError
+from quintet.harness.config.moved import move_targets
 from quintet.harness.config.signature import class_module
+from quintet.harness.paths import CONF
 
 ALLOWED = (  # (what may be written, where its definition must be)
     (re.compile(r"quintet\.(?:papers|data|harness\.callbacks)(?:\.\w+)*\.[A-Za-z]\w*"), "quintet."),
@@ -83,7 +85,7 @@ def plain_config(content: Any, where: str) -> DictConfig:
             raise UserError(f"{where}: '{key}' is not resolved ({value[:80]!r}), a saved configuration always is")
         if value is not None and not isinstance(value, str | int | float | bool):
             raise UserError(f"{where}: '{key}' is no plain value, but {type(value).__name__}")
-    return OmegaConf.create(content)
+    return OmegaConf.create(move_targets(content))
 
 
 def _values(node: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
@@ -184,7 +186,7 @@ def check_hydra(cfg: dict[str, Any], overrides: list[str]) -> None:
 def _of_launcher(cfg: dict[str, Any], key: str, value: Any) -> bool:
     """Whether the user's own launcher file in conf/launcher says so."""
     choice = (cfg["hydra"].get("runtime") or {}).get("choices", {}).get("launcher")
-    path = Path(__file__).parents[4] / "conf" / "launcher" / f"{choice}.yaml"
+    path = CONF / "launcher" / f"{choice}.yaml"
     said = yaml.safe_load(path.read_text(encoding="utf-8")) if choice and path.is_file() else None
     return bool(said) and ((said.get("hydra") or {}).get("launcher") or {}).get(key) == value
 

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 
+from quintet.common.checkpoints import kept_paths, load_checkpoint
 from quintet.common.errors import UserError
 
 
@@ -57,47 +58,10 @@ def _keep_previous(target: Path) -> None:
         link.replace(target.with_name(target.name + ".previous"))
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Load plain values and tensors (weights_only); UserError when the file is missing, cut off or not plain.
-
-    Also for what Lightning would act on: a function to build the module with, files to delete.
-    """
-    if not path.is_file():
-        raise UserError(f"no checkpoint at '{path}'")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(
-            f"'{path}' is no readable checkpoint ({type(error).__name__}): cut off, or not plain values"
-        ) from error
-    if not isinstance(checkpoint, dict):
-        raise UserError(f"'{path}' is no checkpoint: it holds {type(checkpoint).__name__}")
-    for key in ("hyper_parameters", "hparams", "module_arguments"):
-        if "_instantiator" in (checkpoint.get(key) or {}):
-            raise UserError(f"'{path}' wants to be built by {checkpoint[key]['_instantiator']}: refused")
-    for kept in _kept_paths(checkpoint):
-        for name in kept["paths"]:  # Lightning deletes local files only below its folder, but sees no `..`
-            if "://" in name or ".." in Path(name).parts:
-                raise UserError(f"'{path}' keeps count of {name}, which Lightning may delete: refused")
-    return checkpoint
-
-
-def _kept_paths(checkpoint: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of each ModelCheckpoint: its state, its folder, and the files that it may replace."""
-    states = (checkpoint.get("callbacks") or {}).values()
-    found = []
-    for state in states:
-        if isinstance(state, dict) and "best_model_path" in state:
-            paths = [state.get(key) for key in ("best_model_path", "kth_best_model_path", "last_model_path")]
-            paths += state.get("best_k_models") or {}
-            found.append({"state": state, "dirpath": str(state.get("dirpath")), "paths": [str(p) for p in paths if p]})
-    return found
-
-
 def _follow(checkpoint: dict[str, Any], folder: Path) -> None:
     """The paths of ModelCheckpoint where its folder is now, which Lightning would take for another callback's."""
     written = Path(str((checkpoint.get("quintet_config") or {}).get("run_dir"))) / "checkpoints"
-    for kept in _kept_paths(checkpoint):
+    for kept in kept_paths(checkpoint):
         if Path(kept["dirpath"]) == written != folder:
             state = kept["state"]
             state["dirpath"] = str(folder)

@@ -16,11 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from quintet.common.checkpoints import check_facts
+from quintet.common.checkpoints import check_data_info, load_checkpoint
 from quintet.common.errors import UserError
 from quintet.harness.config.build import build
+from quintet.harness.config.moved import moved_target
 from quintet.harness.results import RESULTS_DIR, write_result
-from quintet.harness.resume.checkpoint import load_checkpoint
 from quintet.harness.run.processes import process_group, rank, trainer_settings, world_size
 from quintet.harness.run.run_dir import start_console_log, stop_console_log
 
@@ -48,7 +48,7 @@ def _evaluate(cfg: DictConfig, request: DictConfig, checkpoints: list[Path], run
     datamodule.prepare_data()
     datamodule.setup("test")
     module = load_together(cfg, checkpoints)
-    check_facts(module.hparams.get("facts") or {}, datamodule.facts)
+    check_data_info(module.hparams.get("data_info") or {}, datamodule.data_info)
     if hasattr(module, "prepare_datamodule"):
         module.prepare_datamodule(datamodule)
     made = {"logger": False, "default_root_dir": str(run_dir), "enable_checkpointing": False}
@@ -117,7 +117,7 @@ def load_module(cfg: DictConfig, path: Path) -> Any:
     """The model class of the configuration with the checkpoint's weights; refuses another model's checkpoint."""
     stored = ((load_checkpoint(path).get("quintet_config") or {}).get("model") or {}).get("_target_")
     wanted = cfg.model._target_
-    if stored is not None and stored != wanted:
+    if stored is not None and moved_target(stored) != wanted:
         raise UserError(f"checkpoint '{path}' holds {stored.rpartition('.')[2]}, not {wanted.rpartition('.')[2]}")
     try:
         return get_class(wanted).load_from_checkpoint(path, map_location="cpu", weights_only=True)
@@ -149,7 +149,7 @@ def report(
             subset=bool(request.subset),
             seconds=seconds,
             command=command,
-            extra={"training": training_facts(cfg, request)},
+            extra={"training": training_summary(cfg, request)},
         )
     table = Table(title=f"{cfg.name}{together} · {protocol_name(request.protocol)}", title_justify="left")
     for column in ("metric", "ours", "paper", "unit"):
@@ -161,7 +161,7 @@ def report(
     print(f"written: {', '.join(str(p) for p in paths)}")
 
 
-def training_facts(cfg: DictConfig, request: DictConfig) -> dict[str, Any]:
+def training_summary(cfg: DictConfig, request: DictConfig) -> dict[str, Any]:
     """Steps and trainer limits of the run behind a number, for the results page."""
     state = load_checkpoint(find_checkpoint(request))
     limits = {k: cfg.trainer.get(k) for k in ("max_steps", "max_epochs", "max_time", "precision")}

@@ -21,7 +21,7 @@ from quintet.harness.resume.epoch_end import EpochEnd
 from quintet.harness.resume.metrics_csv import join_metrics, set_aside_metrics
 from quintet.harness.resume.provenance import Provenance
 from quintet.harness.resume.random_state import RandomState
-from quintet.harness.run.run_dir import open_run, say_where, stop_console_log
+from quintet.harness.run.run_dir import open_run, print_summary, stop_console_log
 from quintet.harness.run.strategies import refuse_unshardable, strategy_of
 from quintet.harness.slurm.requeue import SaveAndRequeue
 from quintet.harness.slurm.signals import EXIT_CODE, SIGNALS, is_restarted
@@ -47,7 +47,7 @@ def fit(cfg: DictConfig) -> dict[str, float]:
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if v.numel() == 1}
         if trainer.is_global_zero:
             join_metrics(run_dir)
-            say_where(run_dir, metrics)
+            print_summary(run_dir, metrics)
         return metrics
     except SIGTERMException as error:
         if sweep_run() is not None:  # stopped by its sweep: no failure
@@ -59,11 +59,11 @@ def fit(cfg: DictConfig) -> dict[str, float]:
 
 
 def build_pair(cfg: DictConfig) -> tuple[Any, Any]:
-    """Data first: its facts (classes, speakers, vocabulary ...) size the model."""
+    """Data first: its `data_info` (classes, speakers, vocabulary ...) size the model."""
     datamodule = build(cfg.data)
     datamodule.prepare_data()
     datamodule.setup("fit")
-    module = build(cfg.model, facts=datamodule.facts)
+    module = build(cfg.model, data_info=datamodule.data_info)
     return datamodule, module
 
 

@@ -91,7 +91,7 @@ def stop_console_log() -> None:
             handler.close()
 
 
-def say_where(run_dir: Path, metrics: dict[str, float]) -> None:
+def print_summary(run_dir: Path, metrics: dict[str, float]) -> None:
     """The closing lines of train.py: where checkpoint, metrics, sound and pictures lie."""
     shown = {k: v for k, v in metrics.items() if k.startswith(("val/", "train/loss"))}
     print("\n" + "  ".join(f"{k} {v:.4f}" for k, v in list(shown.items())[:6]))

@@ -14,7 +14,7 @@ def load_run(run: str | None, root: str | None, device: Any, key: str = "protoco
     # the app knows the protocols by their configuration only; no circle
     from omegaconf import OmegaConf
 
-    from quintet.common.checkpoints import check_facts
+    from quintet.common.checkpoints import check_data_info
     from quintet.harness.config.build import build
     from quintet.harness.config.compose import apply_overrides, saved_config
     from quintet.harness.config.config import Origin, check
@@ -30,5 +30,5 @@ def load_run(run: str | None, root: str | None, device: Any, key: str = "protoco
     datamodule.prepare_data()
     datamodule.setup("test")
     module = load_module(cfg, checkpoint)
-    check_facts(module.hparams.get("facts") or {}, datamodule.facts)
+    check_data_info(module.hparams.get("data_info") or {}, datamodule.data_info)
     return module.to(device).eval(), datamodule

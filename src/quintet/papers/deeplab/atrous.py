@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional as nnf
+from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 
 from quintet.common.errors import UserError
@@ -30,8 +30,8 @@ class BorderedMaxPool(nn.MaxPool2d):
 
     def forward(self, x_bchw: torch.Tensor) -> torch.Tensor:
         rows, columns = _pair(self.padding)
-        bordered = nnf.pad(x_bchw, (columns, columns, rows, rows), value=float("-inf"))
-        return nnf.max_pool2d(bordered, self.kernel_size, self.stride, 0, self.dilation, self.ceil_mode)
+        bordered = F.pad(x_bchw, (columns, columns, rows, rows), value=float("-inf"))
+        return F.max_pool2d(bordered, self.kernel_size, self.stride, 0, self.dilation, self.ceil_mode)
 
 
 @dataclass(frozen=True)

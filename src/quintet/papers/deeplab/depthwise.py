@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as nnf
+from torch.nn import functional as F
 
 
 class AtrousDepthwise(nn.Conv2d):
@@ -78,12 +78,12 @@ def _half(weight_c1kk: Tensor) -> list[int]:
 
 def _convolve(x_bchw: Tensor, weight_c1kk: Tensor, rate: int) -> Tensor:
     padding = [rate * half for half in _half(weight_c1kk)]
-    return nnf.conv2d(x_bchw, weight_c1kk, None, 1, padding, rate, len(weight_c1kk))
+    return F.conv2d(x_bchw, weight_c1kk, None, 1, padding, rate, len(weight_c1kk))
 
 
 def deinterlaced(x_bchw: Tensor, rate: int) -> Tensor:
     """(B d^2, C, H / d, W / d), rounded up: every d-th pixel, from each of the d x d first ones; zeros at the ends."""
     images, channels, rows, columns = x_bchw.shape
-    padded = nnf.pad(x_bchw, (0, -columns % rate, 0, -rows % rate))
+    padded = F.pad(x_bchw, (0, -columns % rate, 0, -rows % rate))
     apart = padded.view(images, channels, -(-rows // rate), rate, -(-columns // rate), rate).permute(0, 3, 5, 1, 2, 4)
     return apart.flatten(0, 2)

@@ -33,7 +33,7 @@ def make_media(module: Any, datamodule: Any, out_dir: Path, count: int) -> list[
         height, width = batch.sizes[0].tolist()
         image = batch.images[0, :, :height, :width].permute(1, 2, 0).numpy()
         rows.append((image, batch.labels[0, :height, :width].numpy(), predicted[:height, :width]))
-    return [draw(rows, (TRUTH, "predicted"), module.facts["classes"], out_dir / "predictions.png")]
+    return [draw(rows, (TRUTH, "predicted"), module.data_info["classes"], out_dir / "predictions.png")]
 
 
 def draw(rows: Sequence[Sequence[NDArray]], titles: Sequence[str], classes: Sequence[str], path: Path) -> Path:

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
-from torch.nn import functional as nnf
+from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
-from quintet.common.checkpoints import plain, refuse_other_weights
+from quintet.common.checkpoints import to_builtin
 from quintet.common.distributed import over_ranks
 from quintet.common.errors import UserError
+from quintet.common.module import PaperModule
 from quintet.common.optim import OptimizerConfig, build_optimizer, from_mapping
 from quintet.data.batches import SegmentationBatch
 from quintet.metrics.segmentation import MeanIoU
@@ -33,7 +33,7 @@ from quintet.papers.influence.last_layer.softmax_top import SoftmaxTop, TopBatch
 STAGES = ("val", "test")
 
 
-class DeepLabModule(LightningModule):
+class DeepLabModule(PaperModule):
     """Chen et al. 2017. Minimises the mean of `example_losses` + weight_decay / 2 |weights|^2, biases left out.
 
     An example's loss is the mean over its labelled positions of the score map, with several scales the sum of the
@@ -50,7 +50,7 @@ class DeepLabModule(LightningModule):
         network: NetworkConfig,
         backbone: BackboneConfig,
         optimizer: OptimizerConfig,
-        facts: dict,
+        data_info: dict,
         weight_decay: float = 5e-4,
         new_layers_lr: float = 10.0,
         mean_over: Sequence[str] | None = None,
@@ -60,16 +60,16 @@ class DeepLabModule(LightningModule):
         config = from_mapping(NetworkConfig, network, "model.network")
         backbone_config = from_mapping(BackboneConfig, backbone, "model.backbone")
         self.optimizer_config = from_mapping(OptimizerConfig, optimizer, "model.optimizer")
-        self._check(weight_decay, new_layers_lr, facts["classes"], mean_over or [])
-        facts = {"num_classes": int(facts["num_classes"]), "classes": plain(facts["classes"])}
-        network, optimizer, mean_over = plain(config), plain(self.optimizer_config), plain(mean_over)
-        backbone = plain(replace(backbone_config, weights=None))  # a checkpoint needs no other file
+        self._check(weight_decay, new_layers_lr, data_info["classes"], mean_over or [])
+        data_info = {"num_classes": int(data_info["num_classes"]), "classes": to_builtin(data_info["classes"])}
+        network, optimizer, mean_over = to_builtin(config), to_builtin(self.optimizer_config), to_builtin(mean_over)
+        backbone = to_builtin(replace(backbone_config, weights=None))  # a checkpoint needs no other file
         self.save_hyperparameters()
-        self.facts, self.weight_decay, self.starts_from = facts, weight_decay, backbone_config.weights
-        self.network = DeepLab(backbone_config, config, facts["num_classes"])
+        self.data_info, self.weight_decay, self.starts_from = data_info, weight_decay, backbone_config.weights
+        self.network = DeepLab(backbone_config, config, data_info["num_classes"])
         self.network.to(memory_format=torch.channels_last)
         self.decayed = decayed_names(self.network)
-        measured = {"num_classes": facts["num_classes"], "classes": facts["classes"], "chosen": mean_over}
+        measured = {"num_classes": data_info["num_classes"], "classes": data_info["classes"], "chosen": mean_over}
         self.iou = nn.ModuleDict({stage: MeanIoU(**measured) for stage in STAGES})
         self.losses = nn.ModuleDict({stage: MeanMetric() for stage in STAGES})
 
@@ -107,7 +107,7 @@ class DeepLabModule(LightningModule):
         """Images and labels, grown to where scores lie on pixels."""
         images, (height, width) = self.network.padded(batch.images), batch.labels.shape[-2:]
         down, right = images.shape[-2] - height, images.shape[-1] - width
-        return images, nnf.pad(batch.labels, (0, right, 0, down), value=IGNORE)
+        return images, F.pad(batch.labels, (0, right, 0, down), value=IGNORE)
 
     def regularisation(self) -> Tensor:
         """The L2 term of the loss, of what is trained."""
@@ -181,9 +181,6 @@ class DeepLabModule(LightningModule):
         if not 0 < steps < float("inf"):
             raise UserError("schedule=poly needs an end: set trainer.max_steps, trainer.max_epochs or total_steps")
         return int(steps)
-
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
-        refuse_other_weights(self, checkpoint)
 
     def make_media(self, datamodule: Any, out_dir: Path) -> list[Path]:
         """Held-out images with their truth and their prediction laid over them, as one picture."""

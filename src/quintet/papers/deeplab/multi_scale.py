@@ -10,7 +10,7 @@ from math import lcm
 
 import torch
 from torch import Tensor
-from torch.nn import functional as nnf
+from torch.nn import functional as F
 
 IGNORE = 255
 
@@ -19,7 +19,7 @@ def resize(x_bchw: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear, corners on corners; in float32, so that 1/8 of a cell is not rounded to bfloat16."""
     if tuple(x_bchw.shape[-2:]) == tuple(size):
         return x_bchw
-    return nnf.interpolate(x_bchw.float(), tuple(size), mode="bilinear", align_corners=True)
+    return F.interpolate(x_bchw.float(), tuple(size), mode="bilinear", align_corners=True)
 
 
 def scaled_size(size: Sequence[int], scale: float) -> tuple[int, int]:
@@ -59,7 +59,7 @@ def _nearest(have: int, want: int, device: torch.device) -> Tensor:
 def mean_losses(scores_bchw: Tensor, labels_bhw: Tensor) -> Tensor:
     """Cross-entropy (B,) averaged over an example's labelled positions; 0 for one that has none."""
     coarse_bhw = coarse_labels(labels_bhw, scores_bchw.shape[-2:])
-    losses_bhw = nnf.cross_entropy(scores_bchw.float(), coarse_bhw, ignore_index=IGNORE, reduction="none")
+    losses_bhw = F.cross_entropy(scores_bchw.float(), coarse_bhw, ignore_index=IGNORE, reduction="none")
     return losses_bhw.sum((1, 2)) / (coarse_bhw != IGNORE).sum((1, 2)).clamp(min=1)
 
 

@@ -6,7 +6,7 @@ Legend: B images, C classes, H x W pixels, h x w positions of the score map.
 from math import ceil
 
 from torch import Tensor, nn
-from torch.nn import functional as nnf
+from torch.nn import functional as F
 
 from quintet.papers.deeplab.backbone import Backbone, BackboneConfig
 from quintet.papers.deeplab.heads import Head, NetworkConfig
@@ -54,8 +54,8 @@ class DeepLab(nn.Module):
         down, right = self.missing(height), self.missing(width)
         if not down and not right:
             return images_bchw
-        border = nnf.pad(images_bchw.new_zeros(1, 1, height, width), (0, right, 0, down), value=1.0)
-        return nnf.pad(images_bchw, (0, right, 0, down)) + self.backbone.mean * border
+        border = F.pad(images_bchw.new_zeros(1, 1, height, width), (0, right, 0, down), value=1.0)
+        return F.pad(images_bchw, (0, right, 0, down)) + self.backbone.mean * border
 
     def full_resolution(self, images_bchw: Tensor) -> Tensor:
         """Scores (B, C, H, W) of images of any size: padded, scored, resized, cut back."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as nnf
+from torch.nn import functional as F
 
 Offset = tuple[int, int]  # rows down and columns to the right that a tap looks away
 
@@ -27,12 +27,12 @@ def summed(features_bfhw: Tensor, layers: Sequence[nn.Conv2d]) -> Tensor:
     if not found:  # a kernel of even size has no tap on the position itself
         return bias_c[:, None, None].expand(len(features_bfhw), -1, height, width)
     weight = torch.cat([sum(weights) for weights in found.values()])[..., None, None]
-    made = nnf.conv2d(features_bfhw, weight)
+    made = F.conv2d(features_bfhw, weight)
     # in float32, or the sum of many would be rounded at each
     parts_bhwtc = made.permute(0, 2, 3, 1).to(torch.promote_types(made.dtype, torch.float32))
     total_bhwc = bias_c
     for (down, right), part_bhwc in zip(found, parts_bhwtc.unflatten(3, (len(found), -1)).unbind(3), strict=True):
-        total_bhwc = total_bhwc + nnf.pad(part_bhwc, (0, 0, -right, right, -down, down))  # negative cuts
+        total_bhwc = total_bhwc + F.pad(part_bhwc, (0, 0, -right, right, -down, down))  # negative cuts
     return total_bhwc.permute(0, 3, 1, 2).to(made.dtype)
 
 

@@ -6,15 +6,15 @@ Legend: B episodes, T images of each, S pixels, d embedding width.
 from dataclasses import replace
 
 import torch
-from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
-from torch.nn import functional as nnf
+from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
-from quintet.common.checkpoints import plain, refuse_other_weights
+from quintet.common.checkpoints import to_builtin
 from quintet.common.distributed import over_ranks
 from quintet.common.errors import UserError
+from quintet.common.module import PaperModule
 from quintet.common.optim import OptimizerConfig, build_optimizer, from_mapping
 from quintet.data.batches import EpisodeBatch
 from quintet.papers.rare_events.memory.memory import Memory, MemoryConfig
@@ -24,7 +24,7 @@ UPDATES = ("image", "episode")
 SHOTS = (1, 2, 5)  # reported: accuracy on the showing that follows k others
 
 
-class RareEventsModule(LightningModule):
+class RareEventsModule(PaperModule):
     """Kaiser et al. 2017, section 4.1: a convolutional network whose embedding queries a memory of labels.
 
     updates: `image` takes an optimiser step after each of the T images of B parallel episodes, as the authors do;
@@ -41,7 +41,7 @@ class RareEventsModule(LightningModule):
         self,
         network: ConvNetConfig,
         optimizer: OptimizerConfig,
-        facts: dict,
+        data_info: dict,
         memory: MemoryConfig | None = None,
         updates: str = "image",
         gradient_clip: float | None = 5.0,
@@ -53,20 +53,23 @@ class RareEventsModule(LightningModule):
         config = from_mapping(ConvNetConfig, network, "model.network")
         self.optimizer_config = from_mapping(OptimizerConfig, optimizer, "model.optimizer")
         remembering = None if memory is None else from_mapping(MemoryConfig, memory, "model.memory")
-        # of the data's facts only those that size the network: other episodes may be evaluated than were trained on
-        facts = {"image_size": int(facts["image_size"]), "num_classes_train": int(facts["num_classes_train"])}
-        network, optimizer, memory = plain(config), plain(self.optimizer_config), plain(remembering)
+        # only what sizes the network: other episodes may be evaluated than were trained on
+        data_info = {
+            "image_size": int(data_info["image_size"]),
+            "num_classes_train": int(data_info["num_classes_train"]),
+        }
+        network, optimizer, memory = to_builtin(config), to_builtin(self.optimizer_config), to_builtin(remembering)
         self.save_hyperparameters()
-        self.facts, self.updates, self.gradient_clip, self.lifelong = facts, updates, gradient_clip, lifelong
-        self.network = ConvNet(config, facts["image_size"])
+        self.data_info, self.updates, self.gradient_clip, self.lifelong = data_info, updates, gradient_clip, lifelong
+        self.network = ConvNet(config, data_info["image_size"])
         self.memory, self.classifier = None, None
         if remembering is None or remembering.search == "none":
-            self.classifier = nn.Linear(config.width, facts["num_classes_train"])
+            self.classifier = nn.Linear(config.width, data_info["num_classes_train"])
             blank = MemoryConfig(width=config.width, projection=False, hint=False)
         elif remembering.width != config.width:
             raise UserError(f"model.memory.width={remembering.width} must be model.network.width={config.width}")
         else:
-            self.memory = Memory(remembering, num_values=max(remembering.slots, facts["num_classes_train"]))
+            self.memory = Memory(remembering, num_values=max(remembering.slots, data_info["num_classes_train"]))
             blank = replace(remembering, projection=False)  # it gets the trained one's
         self.blank_config = blank
         self.correct = nn.ModuleDict({s: nn.ModuleDict({str(k): MeanMetric() for k in SHOTS}) for s in ("val", "test")})
@@ -100,7 +103,7 @@ class RareEventsModule(LightningModule):
         if self.memory is not None:
             return self._stream(images_btchw, values_bt)
         logits = self.classifier(self.embed(images_btchw.flatten(0, 1)))
-        return nnf.cross_entropy(logits, classes_bt.flatten(), reduction="none").reshape(classes_bt.shape)
+        return F.cross_entropy(logits, classes_bt.flatten(), reduction="none").reshape(classes_bt.shape)
 
     def _step(self, loss: Tensor) -> Tensor:
         """One optimiser step; Lightning's own would be one a batch."""
@@ -200,9 +203,6 @@ class RareEventsModule(LightningModule):
 
     def configure_optimizers(self) -> dict:
         return build_optimizer(self, self.optimizer_config)
-
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
-        refuse_other_weights(self, checkpoint)
 
 
 def own_values(labels_bt: Tensor, rank: int = 0) -> Tensor:

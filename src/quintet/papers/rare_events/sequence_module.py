@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from lightning import LightningModule
 from torch import Tensor, nn
-from torch.nn import functional as nnf
+from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
-from quintet.common.checkpoints import plain, refuse_other_weights
+from quintet.common.checkpoints import to_builtin
 from quintet.common.distributed import over_ranks
 from quintet.common.errors import UserError
+from quintet.common.module import PaperModule
 from quintet.common.optim import OptimizerConfig, build_optimizer, from_mapping
 from quintet.data.batches import SequencePairBatch
 from quintet.data.special_ids import BOS, EOS
@@ -39,10 +39,10 @@ class Outputs(NamedTuple):
     memory_loss: Tensor | None  # (N,)
 
 
-class SequenceModule(LightningModule):
+class SequenceModule(PaperModule):
     """What both have in common: loss, memory and its writes, metrics. A subclass names its network and config.
 
-    memory: null or search=none trains without. facts: the data module's (vocabulary sizes, counts of target tokens).
+    memory: null or search=none trains without one. data_info: vocabulary sizes and counts of target tokens.
     """
 
     batch_type = SequencePairBatch
@@ -54,7 +54,7 @@ class SequenceModule(LightningModule):
         network: object,
         memory: MemoryConfig | None,
         optimizer: OptimizerConfig,
-        facts: dict,
+        data_info: dict,
         recall: RecallConfig | None = None,
         label_smoothing: float = 0.0,
     ) -> None:
@@ -68,13 +68,13 @@ class SequenceModule(LightningModule):
         wanted = None if wanted is None or wanted.search == "none" else wanted
         # Plain values only: the checkpoint loads with weights_only and without Hydra.
         configs = {"network": config, "memory": wanted, "recall": self.recall_config}
-        configs |= {"optimizer": self.optimizer_config, "facts": facts, "label_smoothing": label_smoothing}
-        self.save_hyperparameters(plain(configs))
-        self.network = self.network_type(config, facts["source_size"], facts["target_size"])
+        configs |= {"optimizer": self.optimizer_config, "data_info": data_info, "label_smoothing": label_smoothing}
+        self.save_hyperparameters(to_builtin(configs))
+        self.network = self.network_type(config, data_info["source_size"], data_info["target_size"])
         self.tokens = None
         if wanted is not None:
             sizes = self.network.query_width, self.network.width
-            self.tokens = TokenMemory(wanted, self.recall_config, *sizes, facts["target_counts"])
+            self.tokens = TokenMemory(wanted, self.recall_config, *sizes, data_info["target_counts"])
         self._memory_is_read = True
         self.sums = nn.ModuleDict({f"{s}_{m}": MeanMetric() for s in ("val", "test") for m in METRICS})
 
@@ -115,7 +115,7 @@ class SequenceModule(LightningModule):
     def losses(self, out: Outputs, pairs: int) -> Tensor:
         """Mean over its target tokens of cross-entropy (nats) plus weighted memory loss, for each pair (B,)."""
         smoothing = self.hparams["label_smoothing"] if self.training else 0.0
-        loss_n = nnf.cross_entropy(out.logits.float(), out.token, reduction="none", label_smoothing=smoothing)
+        loss_n = F.cross_entropy(out.logits.float(), out.token, reduction="none", label_smoothing=smoothing)
         if out.memory_loss is not None:
             loss_n = loss_n + self.recall_config.loss_weight * out.memory_loss
         return mean_by_row(loss_n, out.row, pairs)
@@ -161,7 +161,7 @@ class SequenceModule(LightningModule):
     def _evaluate(self, batch: SequencePairBatch, stage: str) -> None:
         """Cross-entropy and accuracy with the true prefix shown; a sequence counts when all of it is right."""
         out = self.outputs(batch)
-        nats_n = nnf.cross_entropy(out.logits.float(), out.token, reduction="none")
+        nats_n = F.cross_entropy(out.logits.float(), out.token, reduction="none")
         right_n = (out.logits.argmax(1) == out.token).float()
         whole_b = mean_by_row(right_n, out.row, len(batch.source)) == 1
         found = {"loss": nats_n, "accuracy": right_n, "sequence_accuracy": whole_b.float()}
@@ -186,9 +186,6 @@ class SequenceModule(LightningModule):
 
     def configure_optimizers(self) -> dict:
         return build_optimizer(self, self.optimizer_config)
-
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
-        refuse_other_weights(self, checkpoint)
 
 
 class TranslationModule(SequenceModule):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as nnf
+from torch.nn import functional as F
 
 from quintet.common.errors import UserError
 
@@ -97,7 +97,7 @@ class _Search:
         both = torch.cat([self.done_in, new_ik / length**self.alpha], 1)
         order = both.sort(dim=1, descending=True, stable=True).indices[:, :captions]  # an old one wins a tie
         words = torch.zeros(self.images, self.beam, self.max_length, dtype=torch.int64, device=both.device)
-        words[self.image_n, self.slot_n, :length] = nnf.pad(self.prefix_nl, (0, 1), value=eos)
+        words[self.image_n, self.slot_n, :length] = F.pad(self.prefix_nl, (0, 1), value=eos)
         words = torch.cat([self.done_inl, words], 1)
         self.done_inl = words.gather(1, order[..., None].expand(-1, -1, self.max_length))
         self.done_log_in = torch.cat([self.done_log_in, new_ik], 1).gather(1, order)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningModule
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from quintet.common.checkpoints import plain
+from quintet.common.checkpoints import to_builtin
+from quintet.common.module import PaperModule
 from quintet.common.optim import from_mapping
 from quintet.data.batches import CaptionBatch
 from quintet.metrics.captions import CaptionMetrics
@@ -22,7 +22,7 @@ from quintet.papers.show_and_tell.decoding import Caption, DecodingConfig, decod
 STAGES = ("val", "test")
 
 
-class Captioner(LightningModule):
+class Captioner(PaperModule):
     """A subclass says `nats` of captions, and gives the `speaker` that is searched for new ones."""
 
     batch_type = CaptionBatch
@@ -56,7 +56,7 @@ class Captioner(LightningModule):
         beam_size and `settings` replace those of `model.decoding`. Call it in eval mode.
         """
         settings = settings if beam_size is None else settings | {"beam_size": beam_size}
-        config = from_mapping(DecodingConfig, plain(self.decoding) | settings, "model.decoding")
+        config = from_mapping(DecodingConfig, to_builtin(self.decoding) | settings, "model.decoding")
         config.check_vocabulary(len(self.vocabulary))
         count = len(source.image_index if isinstance(source, CaptionBatch) else source)
         # the words of one image are about as many as the beam is wide times half the longest caption

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as nnf
+from torch.nn import functional as F
 
 from quintet.common.errors import UserError
 from quintet.data.batches import CaptionBatch
@@ -30,14 +30,14 @@ class CaptionEnsemble(Captioner):
         for number, module in enumerate(modules[1:], 2):
             _check_vocabulary(first.vocabulary, module.vocabulary, number)
         self.members = nn.ModuleList(modules)
-        self.save_hyperparameters({"facts": first.facts})
+        self.save_hyperparameters({"data_info": first.data_info})
 
     def nats(self, batch: CaptionBatch) -> Tensor:
         said = []
         for module in self.members:
             top_nh, word_n, row_n = module.outputs(batch)
             said.append(remembered(module.network, top_nh, module.tokens).log_softmax(1))
-        loss_n = nnf.nll_loss(mean_log(said), word_n, reduction="none")
+        loss_n = F.nll_loss(mean_log(said), word_n, reduction="none")
         return summed(loss_n, row_n, len(batch.words))
 
     def speaker(self, source: CaptionBatch | Tensor, lookups: int) -> EnsembleSpeaker:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as nnf
+from torch.nn import functional as F
 
 from quintet.common.errors import UserError
 
@@ -38,7 +38,7 @@ class PaperLstm(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """The inputs' share (..., 4H) of the gates."""
-        return nnf.linear(x, self.weight_ih)
+        return F.linear(x, self.weight_ih)
 
     def step(self, projected_n: Tensor, state: LstmState | None) -> LstmState:
         """One step on; no state = all zeros."""
@@ -70,7 +70,7 @@ class StandardLstm(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """The inputs' share (..., 4H) of the gates, all biases in it."""
-        return nnf.linear(x, self.fused.weight_ih_l0, self.fused.bias_ih_l0 + self.fused.bias_hh_l0)
+        return F.linear(x, self.fused.weight_ih_l0, self.fused.bias_ih_l0 + self.fused.bias_hh_l0)
 
     def step(self, projected_n: Tensor, state: LstmState | None) -> LstmState:
         """One step on; no state = all zeros."""
@@ -84,7 +84,7 @@ class StandardLstm(nn.Module):
 
 def _gates(projected_n: Tensor, state: LstmState | None, weight_hh: Tensor) -> tuple[Tensor, Tensor]:
     """The output gate and the new cell, which both forms have in common."""
-    gates_n = projected_n if state is None else projected_n + nnf.linear(state.m, weight_hh)
+    gates_n = projected_n if state is None else projected_n + F.linear(state.m, weight_hh)
     i, f, g, o = gates_n.chunk(4, 1)
     new_n = i.sigmoid() * g.tanh()
     return o.sigmoid(), new_n if state is None else f.sigmoid() * state.c + new_n

@@ -17,8 +17,8 @@ def make_media(module: Any, datamodule: Any, out_dir: Path, count: int) -> list[
     for index in indices:
         batch = datamodule.example_batch("val", [index])
         said = module.generate(type(batch)(*(part if part is None else part.to(module.device) for part in batch)))
-        exhibit = datamodule.exhibit("val", index)
-        cells.append((exhibit.image, said[0][0].text, exhibit.text or ""))
+        preview = datamodule.preview("val", index)
+        cells.append((preview.image, said[0][0].text, preview.text or ""))
     return [contact_sheet(cells, out_dir / "captions.png")]
 
 

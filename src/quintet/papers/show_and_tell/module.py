@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.nn import functional as nnf
+from torch.nn import functional as F
 
 from quintet.backbones.encoder import Encoder, EncoderConfig
-from quintet.common.checkpoints import plain, refuse_other_weights, start_from
+from quintet.common.checkpoints import to_builtin
 from quintet.common.distributed import batch_mean, over_ranks
 from quintet.common.errors import UserError
 from quintet.common.optim import OptimizerConfig, build_optimizer, from_mapping
@@ -41,7 +41,7 @@ class ShowAndTellModule(Captioner):
 
     finetune: the optimiser of stage 2, in which the encoder learns too (`callbacks.two_stage` says when), null = the
     same settings once more. encoder_lr: how many times as fast as the rest it learns there. memory: null, or the
-    rare-events memory asked at every word. facts: the data module's vocabulary and how often each id stands in the
+    rare-events memory asked at every word. data_info: the data module's vocabulary and how often each id stands in the
     training captions, eos once in each. start: a checkpoint of another run of the same network and words to begin with,
     as stage 2 may with one of stage 1.
     """
@@ -51,7 +51,7 @@ class ShowAndTellModule(Captioner):
         network: NetworkConfig,
         encoder: EncoderConfig,
         optimizer: OptimizerConfig,
-        facts: dict,
+        data_info: dict,
         decoding: DecodingConfig | None = None,
         finetune: OptimizerConfig | None = None,
         encoder_lr: float = 1.0,
@@ -61,11 +61,11 @@ class ShowAndTellModule(Captioner):
         media_count: int = 12,
         start: str | None = None,
     ) -> None:
-        facts = {"vocabulary": plain(facts["vocabulary"]), "counts": plain(facts["counts"])}
+        data_info = {"vocabulary": to_builtin(data_info["vocabulary"]), "counts": to_builtin(data_info["counts"])}
         config = from_mapping(NetworkConfig, network, "model.network")
         encoder_config = from_mapping(EncoderConfig, encoder, "model.encoder")
         decoding = from_mapping(DecodingConfig, decoding or {}, "model.decoding")
-        super().__init__(facts["vocabulary"], decoding, media_count)
+        super().__init__(data_info["vocabulary"], decoding, media_count)
         optimizer = from_mapping(OptimizerConfig, optimizer, "model.optimizer")
         finetune = optimizer if finetune is None else from_mapping(OptimizerConfig, finetune, "model.finetune")
         self.optimizer_configs = {"optimizer": optimizer, "finetune": finetune}
@@ -77,22 +77,22 @@ class ShowAndTellModule(Captioner):
         # Plain values only, and no other file is needed: the checkpoint holds all weights.
         kept = {"network": replace(config, word_vectors=None), "encoder": replace(encoder_config, weights=None)}
         kept |= {"decoding": decoding, "scheduled_sampling": self.sampling, "recall": self.recall_config}
-        kept |= {"memory": wanted, "facts": facts, "encoder_lr": encoder_lr, "media_count": media_count}
-        self.save_hyperparameters(plain(kept | self.optimizer_configs))
-        self.facts, self.starts_from = facts, encoder_config.weights
-        self.mean_length = mean_length(facts["counts"])
+        kept |= {"memory": wanted, "data_info": data_info, "encoder_lr": encoder_lr, "media_count": media_count}
+        self.save_hyperparameters(to_builtin(kept | self.optimizer_configs))
+        self.data_info, self.starts_from = data_info, encoder_config.weights
+        self.mean_length = mean_length(data_info["counts"])
         self.encoder = Encoder(encoder_config)
-        self.network = Decoder(config, self.encoder.width, facts["vocabulary"])
+        self.network = Decoder(config, self.encoder.width, data_info["vocabulary"])
         self.tokens = None
         if wanted is not None:
             sizes = config.hidden, config.hidden
-            self.tokens = TokenMemory(wanted, self.recall_config, *sizes, facts["counts"])
+            self.tokens = TokenMemory(wanted, self.recall_config, *sizes, data_info["counts"])
         if start is not None:
             self._start_from(start)
 
     def _start_from(self, path: str) -> None:
-        checkpoint = start_from(self, path)
-        if checkpoint["hyper_parameters"]["facts"]["vocabulary"] != self.vocabulary:
+        checkpoint = self.start_from(path)
+        if checkpoint["hyper_parameters"]["data_info"]["vocabulary"] != self.vocabulary:
             raise UserError(f"model.start={path} knows other words: train both on the same data and data.min_count")
 
     def _check(self, encoder_lr: float) -> None:
@@ -135,7 +135,7 @@ class ShowAndTellModule(Captioner):
     def nats(self, batch: CaptionBatch) -> Tensor:
         top_nh, word_n, row_n = self.outputs(batch)
         logits_nv = remembered(self.network, top_nh, self.tokens)
-        return summed(nnf.cross_entropy(logits_nv, word_n, reduction="none"), row_n, len(batch.words))
+        return summed(F.cross_entropy(logits_nv, word_n, reduction="none"), row_n, len(batch.words))
 
     def example_losses(self, batch: CaptionBatch) -> Tensor:
         """Training loss (B,) of every caption: nats, and the memory's loss, over the mean caption length."""
@@ -155,7 +155,7 @@ class ShowAndTellModule(Captioner):
             query_nd, answer = self.tokens.read(top_nh)
             memory_loss_n = self.tokens.losses(query_nd, word_n, answer)
             top_nh, told = self.tokens.combine(top_nh, answer, self.network.output.weight), (query_nd, word_n, answer)
-        loss_n = nnf.cross_entropy(self.network.logits(top_nh).float(), word_n, reduction="none")
+        loss_n = F.cross_entropy(self.network.logits(top_nh).float(), word_n, reduction="none")
         if told is not None:
             loss_n = loss_n + self.recall_config.loss_weight * memory_loss_n
         return summed(loss_n, row_n, len(batch.words)) / self.mean_length, told
@@ -234,7 +234,7 @@ class ShowAndTellModule(Captioner):
         return build_optimizer(self, config, groups)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        refuse_other_weights(self, checkpoint)
+        super().on_load_checkpoint(checkpoint)
         if bool(checkpoint["state_dict"]["encoder.trained"]):
             self.start_joint_training()  # before the optimiser is built and its state comes back
 

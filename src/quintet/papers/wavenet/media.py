@@ -16,7 +16,7 @@ def synthesise(module, num_samples: int, **arguments) -> np.ndarray:
     from quintet.papers.wavenet.generate import generate
 
     classes_bt = generate(module.network, num_samples, **arguments)
-    return to_float(classes_bt.cpu(), module.facts["num_classes"])
+    return to_float(classes_bt.cpu(), module.data_info["num_classes"])
 
 
 def to_float(classes: Tensor, num_classes: int) -> np.ndarray:
@@ -26,7 +26,7 @@ def to_float(classes: Tensor, num_classes: int) -> np.ndarray:
 
 def speaker_argument(module, name: str | None, count: int = 1) -> Tensor | None:
     """Speaker indices (count,) for a known name, None for a model without speakers; no name means the first one."""
-    speakers = module.facts["speakers"] if "speaker" in module.conditions else []
+    speakers = module.data_info["speakers"] if "speaker" in module.conditions else []
     if not speakers:
         if name is not None:
             raise UserError(f"protocol.speaker={name}: this model has no speakers; leave protocol.speaker out")
@@ -40,11 +40,11 @@ def speaker_argument(module, name: str | None, count: int = 1) -> Tensor | None:
 def utterance_arguments(module, item: dict, num_samples: int) -> dict[str, Tensor]:
     """The conditioning of one held-out utterance (`datamodule.utterance`) for the network, batch of one."""
     given = {}
-    if "speaker" in module.conditions and module.facts["speakers"]:
+    if "speaker" in module.conditions and module.data_info["speakers"]:
         given["speaker_b"] = torch.tensor([int(item["speaker"])])
-    if "tags" in module.conditions and module.facts["tags"]:
+    if "tags" in module.conditions and module.data_info["tags"]:
         given["tags_bn"] = torch.as_tensor(item["tags"], dtype=torch.float32)[None]
-    if "local" in module.conditions and module.facts["local_channels"]:
+    if "local" in module.conditions and module.data_info["local_channels"]:
         given["local_bft"] = local_argument(module, item["local"], num_samples)
     return given
 
@@ -52,7 +52,7 @@ def utterance_arguments(module, item: dict, num_samples: int) -> dict[str, Tenso
 def local_argument(module, local_ft: np.ndarray, num_samples: int) -> Tensor:
     """Local features (1, F, frames) for exactly ceil(num_samples / hop) frames; the last one is held if short."""
     local = torch.as_tensor(np.asarray(local_ft), dtype=torch.float32)
-    channels, frames = module.facts["local_channels"], -(-num_samples // module.facts["hop_length"])
+    channels, frames = module.data_info["local_channels"], -(-num_samples // module.data_info["hop_length"])
     if local.shape[0] != channels:
         raise UserError(f"local features have {local.shape[0]} channels, the model was built for {channels}")
     missing = max(0, frames - local.shape[1])
@@ -61,9 +61,9 @@ def local_argument(module, local_ft: np.ndarray, num_samples: int) -> Tensor:
 
 def duration_in_samples(module, item: dict, num_samples: int) -> int:
     """`num_samples`, or less where local features end earlier."""
-    if "local" not in module.conditions or not module.facts["local_channels"]:
+    if "local" not in module.conditions or not module.data_info["local_channels"]:
         return num_samples
-    return min(num_samples, np.asarray(item["local"]).shape[1] * module.facts["hop_length"])
+    return min(num_samples, np.asarray(item["local"]).shape[1] * module.data_info["hop_length"])
 
 
 def spread(datamodule, split: str, count: int, field: str = "speaker") -> list[dict]:
@@ -133,7 +133,7 @@ def log_spectrogram(waveform_t: np.ndarray, window: int = 512, hop: int = 128) -
 
 def make_media(module, datamodule, out_dir: Path, seconds: float, count: int) -> list[Path]:
     """Generated audio beside a held-out utterance of the same conditioning, for `count` speakers or clips."""
-    rate, paths = module.facts["sample_rate"], []
+    rate, paths = module.data_info["sample_rate"], []
     for number, item in enumerate(spread(datamodule, "val", count)):
         samples = duration_in_samples(module, item, round(seconds * rate))
         wave_t = synthesise(module, samples, seed=number, **utterance_arguments(module, item, samples))[0]
@@ -154,5 +154,5 @@ def reference(item: dict) -> np.ndarray:
 
 def speaker_name(module, item: dict) -> str:
     """The speaker of an utterance, or its id where the data has no speakers."""
-    speakers = module.facts["speakers"]
+    speakers = module.data_info["speakers"]
     return speakers[int(item["speaker"])] if speakers else str(item["id"])

@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.nn import functional as nnf
+from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from quintet.common.checkpoints import check_facts, plain, refuse_other_weights
+from quintet.common.checkpoints import check_data_info, to_builtin
 from quintet.common.distributed import over_ranks
 from quintet.common.errors import UserError
+from quintet.common.module import PaperModule
 from quintet.common.optim import OptimizerConfig, build_optimizer, from_mapping
 from quintet.data.batches import AudioBatch
 from quintet.metrics.audio import NATS_PER_BIT, SampleNats
@@ -27,8 +27,8 @@ from quintet.papers.wavenet.network import WaveNet, WaveNetConfig, describe_rece
 CONDITIONS = ("speaker", "tags", "local")
 
 
-class WaveNetModule(LightningModule):
-    """van den Oord et al. 2016; `facts` are the data module's plain values (speakers, tags, local channels, phones)."""
+class WaveNetModule(PaperModule):
+    """van den Oord et al. 2016; data_info: the data module's speakers, tags, local channels, phones."""
 
     batch_type = AudioBatch
 
@@ -36,7 +36,7 @@ class WaveNetModule(LightningModule):
         self,
         network: WaveNetConfig,
         optimizer: OptimizerConfig,
-        facts: dict,
+        data_info: dict,
         conditions: Sequence[str] = CONDITIONS,
         frame_loss_weight: float = 1.0,
         media_seconds: float = 1.0,
@@ -46,16 +46,16 @@ class WaveNetModule(LightningModule):
         config = from_mapping(WaveNetConfig, network, "model.network")
         self.optimizer_config = from_mapping(OptimizerConfig, optimizer, "model.optimizer")
         # Plain values only: the checkpoint loads with weights_only and without Hydra.
-        network, optimizer = plain(config), plain(self.optimizer_config)
-        facts, conditions = plain(facts), plain(conditions)
+        network, optimizer = to_builtin(config), to_builtin(self.optimizer_config)
+        data_info, conditions = to_builtin(data_info), to_builtin(conditions)
         self.save_hyperparameters()
-        self.facts, self.conditions = facts, conditions
-        self.network = build_network(config, facts, conditions)
+        self.data_info, self.conditions = data_info, conditions
+        self.network = build_network(config, data_info, conditions)
         self.recognises = config.recognition is not None
-        self.val_nats = SampleNats(len(facts["speakers"]))
-        self.test_nats = SampleNats(len(facts["speakers"]))
+        self.val_nats = SampleNats(len(data_info["speakers"]))
+        self.test_nats = SampleNats(len(data_info["speakers"]))
         if self.recognises:
-            self.val_frames, self.test_frames = _frame_accuracy(facts), _frame_accuracy(facts)
+            self.val_frames, self.test_frames = _frame_accuracy(data_info), _frame_accuracy(data_info)
             self.val_joint, self.test_joint = MeanMetric(), MeanMetric()
 
     @property
@@ -65,16 +65,16 @@ class WaveNetModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Before any run: the data must be what the network was sized for, speakers in the same order."""
-        given = getattr(getattr(self.trainer, "datamodule", None), "facts", None)
+        given = getattr(getattr(self.trainer, "datamodule", None), "data_info", None)
         if given is not None:
-            check_facts(self.facts, given)
+            check_data_info(self.data_info, given)
 
     def on_fit_start(self) -> None:
-        rank_zero_info(f"WaveNet {describe_receptive_field(self.network, self.facts['sample_rate'])}")
+        rank_zero_info(f"WaveNet {describe_receptive_field(self.network, self.data_info['sample_rate'])}")
 
     def condition(self, batch: AudioBatch) -> dict[str, Tensor | None]:
         """The network's conditioning arguments from a batch, after a look at whether they fit this network."""
-        check_batch(batch, self.facts, self.conditions)
+        check_batch(batch, self.data_info, self.conditions)
         given = {"speaker": batch.speaker, "tags": batch.tags, "local": batch.local}
         kept = {name: given[name] if name in self.conditions else None for name in given}
         return {"speaker_b": kept["speaker"], "tags_bn": kept["tags"], "local_bft": kept["local"]}
@@ -92,7 +92,7 @@ class WaveNetModule(LightningModule):
     def sample_nats(self, batch: AudioBatch, logits_bqc: Tensor) -> Tensor:
         """Summed next-sample cross-entropy (B,) in nats, over real targets with a filled receptive field."""
         targets_bc = batch.audio[:, -batch.mask.shape[1] :]
-        nats_bc = nnf.cross_entropy(logits_bqc.float(), targets_bc, reduction="none")
+        nats_bc = F.cross_entropy(logits_bqc.float(), targets_bc, reduction="none")
         return (nats_bc * batch.mask).sum(1)
 
     def _losses(self, batch: AudioBatch) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -145,7 +145,7 @@ class WaveNetModule(LightningModule):
         metric.reset()
         self._log(f"{stage}/nats", nats)
         self._log(f"{stage}/bits", nats / NATS_PER_BIT, prog_bar=True)
-        for name, speaker_nats in zip(self.facts["speakers"], nats_s.reshape(-1), strict=False):
+        for name, speaker_nats in zip(self.data_info["speakers"], nats_s.reshape(-1), strict=False):
             if not speaker_nats.isnan():
                 self._log(f"{stage}/bits_{name}", speaker_nats / NATS_PER_BIT)
         if self.recognises:
@@ -165,9 +165,6 @@ class WaveNetModule(LightningModule):
     def configure_optimizers(self) -> dict:
         return build_optimizer(self, self.optimizer_config)
 
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
-        refuse_other_weights(self, checkpoint)
-
     def make_media(self, datamodule, out_dir: Path) -> list[Path]:
         """A few generated utterances beside held-out ones, as .wav and pictures under `out_dir`."""
         from quintet.papers.wavenet.media import make_media
@@ -175,34 +172,34 @@ class WaveNetModule(LightningModule):
         return make_media(self, datamodule, Path(out_dir), self.hparams["media_seconds"], self.hparams["media_count"])
 
 
-def build_network(config: WaveNetConfig, facts: dict, conditions: Sequence[str]) -> WaveNet:
+def build_network(config: WaveNetConfig, data_info: dict, conditions: Sequence[str]) -> WaveNet:
     """The network whose sizes come from the data, conditioned on what is wanted and the data offers."""
     unknown = [name for name in conditions if name not in CONDITIONS]
     if unknown:
         raise UserError(f"model.conditions has {unknown[0]!r}: use any of {', '.join(CONDITIONS)}")
-    if config.recognition is not None and not facts["phones"]:
+    if config.recognition is not None and not data_info["phones"]:
         raise UserError(
             "model.network.recognition needs phone labels, and the data has none: use data=timit or data=ljspeech"
         )
-    local = facts["local_channels"] if "local" in conditions else 0
+    local = data_info["local_channels"] if "local" in conditions else 0
     return WaveNet(
         config,
-        num_classes=facts["num_classes"],
-        num_speakers=len(facts["speakers"]) if "speaker" in conditions else 0,
-        num_tags=len(facts["tags"]) if "tags" in conditions else 0,
+        num_classes=data_info["num_classes"],
+        num_speakers=len(data_info["speakers"]) if "speaker" in conditions else 0,
+        num_tags=len(data_info["tags"]) if "tags" in conditions else 0,
         local_channels=local,
-        hop_length=facts["hop_length"] if local else 0,
-        num_phones=len(facts["phones"]) if config.recognition is not None else 0,
+        hop_length=data_info["hop_length"] if local else 0,
+        num_phones=len(data_info["phones"]) if config.recognition is not None else 0,
     )
 
 
-def check_batch(batch: AudioBatch, facts: dict, conditions: Sequence[str]) -> None:
+def check_batch(batch: AudioBatch, data_info: dict, conditions: Sequence[str]) -> None:
     """A batch that does not fit the network is a UserError that says which part and what was expected."""
-    speakers, tags, channels = len(facts["speakers"]), len(facts["tags"]), facts["local_channels"]
+    speakers, tags, channels = len(data_info["speakers"]), len(data_info["tags"]), data_info["local_channels"]
     if "speaker" in conditions and speakers and not _speakers_fit(batch.speaker, speakers):
         found = "none" if batch.speaker is None else int(batch.speaker.max())
         raise UserError(
-            f"batch.speaker is {found}, the model knows speakers 0..{speakers - 1}: {', '.join(facts['speakers'])}"
+            f"batch.speaker is {found}, the model knows speakers 0..{speakers - 1}: {', '.join(data_info['speakers'])}"
         )
     if "tags" in conditions and tags and (batch.tags is None or batch.tags.shape[1] != tags):
         found = 0 if batch.tags is None else batch.tags.shape[1]
@@ -221,9 +218,9 @@ def _speakers_fit(speaker_b: Tensor | None, speakers: int) -> bool:
 
 def _frame_losses(phone_logits_bpf: Tensor, phones_bf: Tensor) -> Tensor:
     """Mean frame cross-entropy (B,) in nats over labelled frames; 0 where an example has none."""
-    nats_bf = nnf.cross_entropy(phone_logits_bpf.float(), phones_bf, ignore_index=-100, reduction="none")
+    nats_bf = F.cross_entropy(phone_logits_bpf.float(), phones_bf, ignore_index=-100, reduction="none")
     return nats_bf.sum(1) / (phones_bf != -100).sum(1).clamp(min=1)
 
 
-def _frame_accuracy(facts: dict) -> MulticlassAccuracy:
-    return MulticlassAccuracy(num_classes=len(facts["phones"]), average="micro", ignore_index=-100)
+def _frame_accuracy(data_info: dict) -> MulticlassAccuracy:
+    return MulticlassAccuracy(num_classes=len(data_info["phones"]), average="micro", ignore_index=-100)

@@ -153,10 +153,10 @@ def test_the_command_line_draws_figure_1(monkeypatch, run):
         np.testing.assert_allclose(cloud.x, column(table, name), rtol=1e-4, atol=1e-9)
         np.testing.assert_allclose(cloud.y, column(table, "engine"), rtol=1e-4, atol=1e-9)
     _, datamodule = ready(run)
-    query = datamodule.exhibit("test", QUERY)
+    query = datamodule.preview("test", QUERY)
     worst = min((n for n in range(130) if table[n]["label"] == query.label), key=lambda n: float(table[n]["engine"]))
     assert len(pictures) == 2 and same.tolist() == [row["label"] == query.label for row in table]
-    for (image, _), wanted in zip(pictures, (query, datamodule.exhibit("train", worst)), strict=True):
+    for (image, _), wanted in zip(pictures, (query, datamodule.preview("train", worst)), strict=True):
         np.testing.assert_array_equal(image, wanted.image)
 
 
@@ -175,7 +175,7 @@ def of(datamodule):
 
 def test_other_losses_are_refused(run, tmp_path):
     _, datamodule = ready(run)
-    other = ClassifierModule({"kind": "linear"}, {"name": "lbfgs"}, datamodule.facts, loss="cross_entropy")
+    other = ClassifierModule({"kind": "linear"}, {"name": "lbfgs"}, datamodule.data_info, loss="cross_entropy")
     for module in (other, torch.nn.Linear(2, 1)):
         with pytest.raises(UserError, match=r"protocol=components is for model\.loss=logistic"):
             Components(Direct())(module, datamodule, tmp_path)

@@ -124,7 +124,7 @@ def test_the_standing_of_a_group_is_that_of_dense_linear_algebra(ready, tmp_path
         assert float(row["train_loss"]) == pytest.approx(np.log1p(np.exp(-y[n] * (x[n] @ weights))), rel=1e-4)
         assert int(row["in_group"]) == group[n]
         assert row["label"] == ("within 30 days" if y[n] > 0 else "not within 30 days")
-        assert row["title"] == ready[1].exhibit("train", n).title
+        assert row["title"] == ready[1].preview("train", n).title
     stored = np.load(tmp_path / "domain_mismatch" / "scores.npz")
     np.testing.assert_allclose(stored["delta_test_loss_if_removed"], scores, rtol=1e-5, atol=1e-12)
     assert np.array_equal(stored["in_group"], group)
@@ -262,7 +262,7 @@ def test_the_four_children_of_section_5_3(tmp_path, no_pictures):
     data.setup()
     inputs, labels = data.arrays("train")
     theta = fit_logistic(Design(inputs.numpy()), 2.0 * labels.numpy() - 1, np.full(127, L2)).theta
-    module = ClassifierModule({"kind": "linear"}, {"name": "lbfgs"}, data.facts, loss="logistic", l2=L2)
+    module = ClassifierModule({"kind": "linear"}, {"name": "lbfgs"}, data.data_info, loss="logistic", l2=L2)
     with torch.no_grad():
         module.network.top.weight.copy_(torch.from_numpy(theta))
     metrics = protocol(query=1742)(module, data, tmp_path)

@@ -9,10 +9,10 @@ import soundfile
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
-from torch.nn import functional as nnf
+from torch.nn import functional as F
 
 from quintet.common.errors import UserError
-from quintet.data.exhibit import Exhibit
+from quintet.data.preview import Preview
 from quintet.harness import cli
 from quintet.harness.config import compose
 from quintet.harness.run.fit import fit
@@ -46,7 +46,7 @@ class PointData:
     def example_batch(self, split: str, indices) -> Points:
         return Points(*(part[list(indices)] for part in self.splits[split]))
 
-    def exhibit(self, split: str, index: int) -> Exhibit:
+    def preview(self, split: str, index: int) -> Preview:
         inputs, label = (part[index].numpy() for part in self.splits[split])
         shown = {
             "table": {"table": {f"column {c}": f"{value:.1f}" for c, value in enumerate(inputs)}},
@@ -55,7 +55,7 @@ class PointData:
             "sound": {"audio": np.full(40 + index, 0.01 * index, np.float32), "sample_rate": 1000},
         }[self.shows]
         group = f"{split} {index % 4}" if self.groups else None
-        return Exhibit(f"{split}/{index}", group=group, label=f"class {label}", **shown)
+        return Preview(f"{split}/{index}", group=group, label=f"class {label}", **shown)
 
 
 class Softmax(nn.Module):
@@ -79,7 +79,7 @@ class Softmax(nn.Module):
         optimizer.step(closure)
 
     def example_losses(self, batch: Points) -> Tensor:
-        return nnf.cross_entropy(nnf.linear(batch.inputs, self.weight, self.bias), batch.labels, reduction="none")
+        return F.cross_entropy(F.linear(batch.inputs, self.weight, self.bias), batch.labels, reduction="none")
 
     def regularisation(self) -> Tensor:
         return L2 / 2 * (self.weight.square().sum() + self.bias.square().sum())
@@ -218,14 +218,14 @@ def test_the_picture_shows_the_query_and_the_top_ones(tmp_path, monkeypatch, sho
     monkeypatch.setattr(panel, "_draw_card", lambda *args: drawn.append((args[2], args[4])) or show(*args))
     _, rows = explained(tmp_path, PointData(shows), queries=[2], aggregate=aggregate)
     assert (tmp_path / "explain" / "query_2.png").stat().st_size > 10_000
-    assert drawn[0][1] == "query" and drawn[0][0].exhibit.title == "test/2"
+    assert drawn[0][1] == "query" and drawn[0][0].preview.title == "test/2"
     for kind in ("helpful", "harmful"):
         mine = [row for row in rows if row["kind"] == kind][:3]
         cards = [card for card, of in drawn if of == kind]
         assert [card.heading for card in cards] == [f"{float(r['delta_test_loss_if_removed']):+#.3g}" for r in mine]
         for card, row in zip(cards, mine, strict=True):
             expected = f"train/{row['train_index']}" if aggregate == "example" or shows != "sound" else row["title"]
-            assert card.exhibit.title.startswith(expected)
+            assert card.preview.title.startswith(expected)
 
 
 def test_sounds_are_written_and_a_group_is_all_its_windows(tmp_path, no_pictures):
@@ -235,7 +235,7 @@ def test_sounds_are_written_and_a_group_is_all_its_windows(tmp_path, no_pictures
     members = range(int(first["title"].split()[1]), TRAIN, 4)
     wave, rate = soundfile.read(tmp_path / "explain" / "query_2_helpful_1.wav")
     assert rate == 1000
-    np.testing.assert_allclose(wave, np.concatenate([data.exhibit("train", n).audio for n in members]), atol=1e-4)
+    np.testing.assert_allclose(wave, np.concatenate([data.preview("train", n).audio for n in members]), atol=1e-4)
     assert len(soundfile.read(tmp_path / "explain" / "query_2.wav")[0]) == 42
     cards = len(list((tmp_path / "explain").glob("query_2_h*.wav")))
     assert cards == min(3, sum(row["kind"] == "helpful" for row in rows)) + min(

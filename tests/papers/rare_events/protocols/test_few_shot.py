@@ -180,7 +180,7 @@ def test_published_pixel_baseline_on_the_real_omniglot(tmp_path):
     from drawings import module_on, real_omniglot
 
     module = module_on(real_omniglot(), tmp_path / "cache", image_size=28)
-    assert module.images("test").shape == (659, 20, 28, 28) and module.facts["num_classes_train"] % 4 == 0
+    assert module.images("test").shape == (659, 20, 28, 28) and module.data_info["num_classes_train"] % 4 == 0
     assert len(module.classes("train")) // 4 + len(module.classes("val")) == 964
     found = FewShotStrict(ways=[5], episodes=600, embedding="pixels")(None, module, tmp_path)
     assert found["few_shot_strict_pixels/5way_1shot"] == pytest.approx(0.417, abs=0.03)

@@ -39,7 +39,7 @@ def data_of(folder, test, vocabulary):
 def translator(data, memory=MEMORY):
     torch.manual_seed(0)
     network = {"width": 16, "dropout": 0.0, "query": "context_state"}
-    return TranslationModule(network, memory=memory, optimizer={}, facts=data.facts, recall={"mix_scale": 60.0})
+    return TranslationModule(network, memory=memory, optimizer={}, data_info=data.data_info, recall={"mix_scale": 60.0})
 
 
 def state_of(module):
@@ -128,8 +128,13 @@ def test_symbols_shown_once_are_known_and_the_bins_add_up(tmp_path):
     data.prepare_data()
     data.setup()
     torch.manual_seed(0)
-    module = SymbolModule({"maps": 16, "steps": 1}, memory=MEMORY | {"slots": 2048}, optimizer={}, facts=data.facts,
-                          recall={"mix_scale": 60.0})  # fmt: skip
+    module = SymbolModule(
+        {"maps": 16, "steps": 1},
+        memory=MEMORY | {"slots": 2048},
+        optimizer={},
+        data_info=data.data_info,
+        recall={"mix_scale": 60.0},
+    )
     before = state_of(module)
     found = RareSymbols(bins=[0, 1, 4], batch_size=50)(module, data, tmp_path)
     assert all(torch.equal(before[name], tensor) for name, tensor in state_of(module).items())

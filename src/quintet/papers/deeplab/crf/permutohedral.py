@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as nnf
+from torch.nn import functional as F
 
 from quintet.common.errors import UserError
 
@@ -62,7 +62,7 @@ class Lattice:
 def _weighted(rows_rc: Tensor, index: Tensor, weight: Tensor, start: Tensor | None = None) -> Tensor:
     """Weighted sums of rows, those of bag i being index[i] or, in one list, index[start[i] : start[i + 1]]."""
     # One kernel without a copy of the gathered rows, in a fixed order: the same result at every call, also on a GPU.
-    return nnf.embedding_bag(index, rows_rc, start, mode="sum", per_sample_weights=weight.to(rows_rc.dtype))
+    return F.embedding_bag(index, rows_rc, start, mode="sum", per_sample_weights=weight.to(rows_rc.dtype))
 
 
 def build(feature_nd: Tensor) -> Lattice:

@@ -26,7 +26,7 @@ class Multiscale(SegmentationProtocol):
             if marginal_chw is not None:
                 measured["_crf"].update(marginal_chw.argmax(0)[None], labels_bhw)
         values = {end: {k: float(v) for k, v in metric.compute().items()} for end, metric in measured.items()}
-        self._write(Path(run_dir) / "multiscale" / "classes.csv", module.facts["classes"], values)
+        self._write(Path(run_dir) / "multiscale" / "classes.csv", module.data_info["classes"], values)
         names = list(dict.fromkeys(name for found in values.values() for name in found))
         named = {f"multiscale/{n}{end}": v[n] for n in names for end, v in values.items() if n in v}
         return named | {"multiscale/images": float(len(indices))}

@@ -39,7 +39,7 @@ class Segment(SegmentationProtocol):
 
     def __call__(self, module, datamodule, run_dir: Path) -> dict[str, float]:
         need_segmentation(module, datamodule, "segment")
-        out_dir, classes, failed = Path(run_dir) / "segment", module.facts["classes"], []
+        out_dir, classes, failed = Path(run_dir) / "segment", module.data_info["classes"], []
         if self.inputs is None:
             maps = self.maps(module, datamodule, self.chosen(datamodule))
         else:

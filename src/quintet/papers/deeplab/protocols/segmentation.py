@@ -107,8 +107,8 @@ def precision_of(datamodule: Any) -> Callable[[], AbstractContextManager]:
 
 def mean_iou(module: Any) -> MeanIoU:
     """An empty pooled confusion matrix with the names and the chosen classes of the run, on its device."""
-    facts = {"num_classes": module.facts["num_classes"], "classes": module.facts["classes"]}
-    return MeanIoU(**facts, chosen=module.hparams["mean_over"]).to(module.device)
+    data_info = {"num_classes": module.data_info["num_classes"], "classes": module.data_info["classes"]}
+    return MeanIoU(**data_info, chosen=module.hparams["mean_over"]).to(module.device)
 
 
 def need_segmentation(module: Any, datamodule: Any, protocol: str) -> None:

@@ -67,7 +67,7 @@ class Trimap(SegmentationProtocol):
 
     def curves(self, name: str, module: Any, datamodule: Any, indices: Sequence[int]) -> list[Curve]:
         """Before the CRF and, if there is one, after it."""
-        classes, chosen = module.facts["classes"], module.hparams["mean_over"] or []
+        classes, chosen = module.data_info["classes"], module.hparams["mean_over"] or []
         counts = np.zeros((1 + (self.crf is not None), self.largest + 1, len(classes), len(classes)), np.int64)
         for one, marginal_chw in self.refined(self.maps(module, datamodule, indices)):
             need_labels(one, self.split)

@@ -40,7 +40,7 @@ class VocSubmission(SegmentationProtocol):
         indices, total = self.chosen(datamodule), datamodule.num_examples(self.split)
         if len(indices) < total:
             log.warning("voc_submission: %d of %d images; the server wants all", len(indices), total)
-        if list(module.facts["classes"]) != CLASSES:
+        if list(module.data_info["classes"]) != CLASSES:
             log.warning("voc_submission: the server wants VOC's 21 classes, this run has others")
         out_dir, folder = Path(run_dir) / "voc_submission", self.folder(datamodule)
         shutil.rmtree(out_dir / "results", ignore_errors=True)

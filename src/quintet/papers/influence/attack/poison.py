@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as nnf
+from torch.nn import functional as F
 
 from quintet.common.errors import UserError
 from quintet.data.batches import ExampleBatch
@@ -65,7 +65,7 @@ class Attacked(NamedTuple):
     @property
     def losses(self) -> list[float]:
         """log(1 + exp(-margin)) of the test example."""
-        return nnf.softplus(-torch.tensor(self.margins, dtype=torch.float64)).tolist()
+        return F.softplus(-torch.tensor(self.margins, dtype=torch.float64)).tolist()
 
 
 class PoisonedTraining:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as nnf
+from torch.nn import functional as F
 
 LOSSES = ("cross_entropy", "logistic", "smooth_hinge")
 LINEAR_FROM = 40.0  # above it softplus(x) = x in float64; torch's own threshold of 20 is 2e-9 off
@@ -17,7 +17,7 @@ LINEAR_FROM = 40.0  # above it softplus(x) = x in float64; torch's own threshold
 
 def cross_entropy(logits_bc: Tensor, labels_b: Tensor) -> Tensor:
     """-log softmax of the true class, (B,) in nats."""
-    return nnf.cross_entropy(logits_bc, labels_b, reduction="none")
+    return F.cross_entropy(logits_bc, labels_b, reduction="none")
 
 
 def logistic(scores_b: Tensor, labels_b: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def smooth_hinge(scores_b: Tensor, labels_b: Tensor, t: float) -> Tensor:
 
 def softplus(x: Tensor) -> Tensor:
     """log(1 + exp(x)) to the last digit of float64."""
-    return nnf.softplus(x, threshold=LINEAR_FROM)
+    return F.softplus(x, threshold=LINEAR_FROM)
 
 
 def signs(labels_b: Tensor, dtype: torch.dtype) -> Tensor:

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from quintet.common.checkpoints import check_facts, plain, refuse_other_weights, start_from
+from quintet.common.checkpoints import check_data_info, to_builtin
 from quintet.common.distributed import over_ranks
 from quintet.common.errors import UserError
+from quintet.common.module import PaperModule
 from quintet.common.optim import build_optimizer, from_mapping
 from quintet.data.batches import ExampleBatch
 from quintet.papers.influence.classifiers.losses import loss_of, signs
@@ -32,7 +32,7 @@ from quintet.papers.influence.risk.linear_risk import LinearParts
 log = logging.getLogger(__name__)
 
 
-class ClassifierModule(LightningModule):
+class ClassifierModule(PaperModule):
     """Minimises mean loss + l2/2 |weights|^2, biases included when decay_bias.
 
     loss: `cross_entropy` of C logits, or with two classes and one score `logistic` or `smooth_hinge`, whose t is
@@ -46,7 +46,7 @@ class ClassifierModule(LightningModule):
         self,
         network: NetworkConfig,
         optimizer: FitConfig,
-        facts: dict,
+        data_info: dict,
         loss: str = "cross_entropy",
         l2: float = 0.01,
         decay_bias: bool = False,
@@ -59,13 +59,19 @@ class ClassifierModule(LightningModule):
         self.optimizer_config = from_mapping(FitConfig, optimizer, "model.optimizer")
         check_settings(config, self.optimizer_config, loss, l2, smoothness, dtype)
         known = ["input_shape", "num_classes", "classes"] + (["num_train"] if config.kind == "rbf" else [])
-        facts = {name: plain(facts[name]) for name in known if name in facts}
-        network, optimizer = plain(config), plain(self.optimizer_config)
+        data_info = {name: to_builtin(data_info[name]) for name in known if name in data_info}
+        network, optimizer = to_builtin(config), to_builtin(self.optimizer_config)
         self.save_hyperparameters(ignore=["start"])  # a checkpoint needs no other file
-        self.facts, self.loss, self.l2, self.decay_bias, self.smoothness = facts, loss, l2, decay_bias, smoothness
-        self.network = build_network(config, facts, loss, getattr(torch, dtype))
+        self.data_info, self.loss, self.l2, self.decay_bias, self.smoothness = (
+            data_info,
+            loss,
+            l2,
+            decay_bias,
+            smoothness,
+        )
+        self.network = build_network(config, data_info, loss, getattr(torch, dtype))
         self.means = nn.ModuleDict({stage: MeanMetric() for stage in ("val", "test")})
-        classes = max(2, facts["num_classes"])
+        classes = max(2, data_info["num_classes"])
         self.correct = nn.ModuleDict(
             {stage: MulticlassAccuracy(num_classes=classes, average="micro") for stage in ("val", "test")}
         )
@@ -75,7 +81,7 @@ class ClassifierModule(LightningModule):
         self._compiled: CompiledCnn | None = None
         self._packed: list[Block] | None = None  # of the full batch
         if start is not None:
-            start_from(self, start)
+            self.start_from(start)
 
     # what influence functions ask for
 
@@ -117,7 +123,7 @@ class ClassifierModule(LightningModule):
         """The more likely class (B,) by what `forward` gave."""
         return outputs.argmax(1) if self.loss == "cross_entropy" else (outputs > 0).long()
 
-    def chances(self, batch: ExampleBatch) -> Tensor:
+    def predict_proba(self, batch: ExampleBatch) -> Tensor:
         """Probabilities of the classes (B, C). Errors: UserError for a hinge, which gives none."""
         if self.loss == "smooth_hinge":
             raise UserError("model.loss=smooth_hinge gives no probabilities of classes: use logistic or cross_entropy")
@@ -129,7 +135,7 @@ class ClassifierModule(LightningModule):
         if self.loss == "smooth_hinge":
             return batch
         with torch.no_grad():
-            return batch._replace(labels=torch.multinomial(self.chances(batch), 1, generator=generator)[:, 0])
+            return batch._replace(labels=torch.multinomial(self.predict_proba(batch), 1, generator=generator)[:, 0])
 
     # fitting
 
@@ -138,11 +144,11 @@ class ClassifierModule(LightningModule):
         datamodule = self._datamodule()
         if datamodule is None:
             return
-        check_facts(self.facts, datamodule.facts)
+        check_data_info(self.data_info, datamodule.data_info)
         if stage == "fit":
             self._check_devices()
             inputs, labels = datamodule.arrays("train")
-            check_labels(labels, self.facts["num_classes"])
+            check_labels(labels, self.data_info["num_classes"])
             if isinstance(self.network, RbfMachine):
                 self.network.fill(inputs)
 
@@ -306,9 +312,6 @@ class ClassifierModule(LightningModule):
         for name, metric in (("loss", self.means[stage]), ("accuracy", self.correct[stage])):
             self.log(f"{stage}/{name}", metric.compute(), prog_bar=True, sync_dist=False)
             metric.reset()
-
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
-        refuse_other_weights(self, checkpoint)
 
     def make_media(self, datamodule: Any, out_dir: Path) -> list[Path]:
         """The weights of a linear classifier of images, as pictures."""

@@ -43,7 +43,7 @@ def training_report(module: Any, datamodule: Any) -> tuple[dict[str, float], flo
 
 def weight_pictures(module: Any, out_dir: Path) -> list[Path]:
     """weights.png: what each class (or the score) of a linear classifier adds up, red for and blue against."""
-    shape, weight_of = module.facts["input_shape"], module.network.top.weight
+    shape, weight_of = module.data_info["input_shape"], module.network.top.weight
     if len(shape) != 3 or weight_of.shape[1] != torch.Size(shape).numel():
         return []
     import matplotlib
@@ -52,7 +52,7 @@ def weight_pictures(module: Any, out_dir: Path) -> list[Path]:
     from matplotlib import pyplot
 
     pictures = weight_of.detach().cpu().view(-1, *shape).sum(1).numpy()
-    names = module.facts.get("classes") or list(range(len(pictures)))
+    names = module.data_info.get("classes") or list(range(len(pictures)))
     names = names if len(names) == len(pictures) else [f"{names[1]} rather than {names[0]}"]
     figure, axes = pyplot.subplots(1, len(pictures), figsize=(1.4 * len(pictures) + 0.6, 1.8), squeeze=False)
     limit = float(abs(pictures).max()) or 1.0

@@ -1,4 +1,4 @@
-"""What a classifier can be built of: the network that the data's facts size; combinations that make no sense."""
+"""What a classifier can be built of: the network that the data's properties size; combinations that make no sense."""
 
 import logging
 
@@ -15,9 +15,9 @@ log = logging.getLogger(__name__)
 DTYPES = ("float64", "float32")
 
 
-def build_network(config: NetworkConfig, facts: dict, loss: str, dtype: torch.dtype) -> nn.Module:
+def build_network(config: NetworkConfig, data_info: dict, loss: str, dtype: torch.dtype) -> nn.Module:
     """The network of `model.network.kind`, sized by the data. Errors: UserError for a binary loss of many classes."""
-    classes, shape = facts["num_classes"], tuple(facts["input_shape"])
+    classes, shape = data_info["num_classes"], tuple(data_info["input_shape"])
     if loss != "cross_entropy" and classes != 2:
         raise UserError(
             f"model.loss={loss} tells two classes apart, the data has {classes}: set data.classes=[first, second], or"
@@ -27,7 +27,7 @@ def build_network(config: NetworkConfig, facts: dict, loss: str, dtype: torch.dt
     if config.kind == "all_cnn":
         return AllCnn(config, shape, outputs, dtype)
     if config.kind == "rbf":
-        return RbfMachine(config, facts["num_train"], torch.Size(shape).numel(), outputs, dtype)
+        return RbfMachine(config, data_info["num_train"], torch.Size(shape).numel(), outputs, dtype)
     return Linear(torch.Size(shape).numel(), outputs, config.bias, dtype)
 
 

@@ -96,4 +96,4 @@ def compiles(module: Any) -> bool:
 def network_of(module: Any) -> CompiledCnn:
     """The compiled twin of a module's network, in its precision."""
     dtype = np.float64 if module.network.top.weight.dtype == torch.float64 else np.float32
-    return CompiledCnn(module.network, tuple(module.facts["input_shape"]), dtype)
+    return CompiledCnn(module.network, tuple(module.data_info["input_shape"]), dtype)

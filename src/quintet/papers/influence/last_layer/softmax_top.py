@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
-from torch.nn import functional as nnf
+from torch.nn import functional as F
 
 from quintet.papers.influence.risk.softmax_risk import SoftmaxParts
 
@@ -45,8 +45,8 @@ class SoftmaxTop(nn.Module):
 
     def example_losses(self, batch: TopBatch) -> Tensor:
         """The module's own (B,), without its L2 term."""
-        logits_btc = nnf.linear(batch.features, self.layer.weight.flatten(1), self.layer.bias)
-        nats_bt = nnf.cross_entropy(logits_btc.mT, batch.targets, reduction="none")
+        logits_btc = F.linear(batch.features, self.layer.weight.flatten(1), self.layer.bias)
+        nats_bt = F.cross_entropy(logits_btc.mT, batch.targets, reduction="none")
         return (nats_bt * batch.share).sum(1)
 
     def regularisation(self) -> Tensor:

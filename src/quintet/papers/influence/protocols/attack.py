@@ -150,7 +150,7 @@ class Attack:
                   "first_step_predicted", "first_step_actual", "largest_move_levels", "same_8bit_image"]  # fmt: skip
         rows, paths = [], []
         for query, attempts in tried.items():
-            shown = datamodule.exhibit(self.split, query)
+            shown = datamodule.preview(self.split, query)
             for one in attempts:
                 rows.append([query, shown.title, shown.label, one.count, one.rank, " ".join(map(str, one.images)),
                              one.flipped, len(one.margins) - 1, one.margins[0], one.margins[-1],
@@ -176,8 +176,8 @@ class Attack:
                 before, after = probability(one.margins[0]), probability(one.margins[-1])
                 images = problem.images(one.images).cpu().permute(0, 2, 3, 1).numpy()
                 moves = store.load_moves(query).permute(0, 2, 3, 1).numpy()
-                of = [datamodule.exhibit("train", row) for row in one.images]
-                shown.append(Shown(datamodule.exhibit(self.split, query), before, after, of, images, moves))
+                of = [datamodule.preview("train", row) for row in one.images]
+                shown.append(Shown(datamodule.preview(self.split, query), before, after, of, images, moves))
         if shown:
             draw_attacks(out_dir / "attack.png", shown, self.config.radius)
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from quintet.data.exhibit import Exhibit
+from quintet.data.preview import Preview
 
 COLOURS = ("#2166ac", "#d6604d", "#1b7837", "#762a83")
 CELL = 2.1  # inches
@@ -16,10 +16,10 @@ CELL = 2.1  # inches
 class Shown(NamedTuple):
     """A test image that was flipped, and the training images that did it."""
 
-    query: Exhibit
+    query: Preview
     before: float  # probability of its class
     after: float
-    trained: list[Exhibit]
+    trained: list[Preview]
     images_rhwc: NDArray  # in [0, 1]
     moves_rhwc: NDArray  # in 8-bit levels
 
@@ -48,7 +48,7 @@ def draw_attacks(path: Path, shown: Sequence[Shown], radius: float) -> Path:
     return path
 
 
-def _draw_row(axes: Sequence, trained: Exhibit, image_hwc: NDArray, move_hwc: NDArray, radius: float) -> None:
+def _draw_row(axes: Sequence, trained: Preview, image_hwc: NDArray, move_hwc: NDArray, radius: float) -> None:
     moved_hwc = image_hwc + move_hwc / 255
     times = 0.5 * 255 / radius
     pictures = (image_hwc, moved_hwc, 0.5 + 0.5 * move_hwc / radius)

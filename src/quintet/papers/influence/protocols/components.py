@@ -17,7 +17,7 @@ from scipy.special import expit
 
 from quintet.common.errors import UserError
 from quintet.common.tables import write_csv
-from quintet.data.exhibit import Exhibit
+from quintet.data.preview import Preview
 from quintet.papers.influence.influence import influence
 from quintet.papers.influence.protocols.scatter import Cloud, agreement, draw_row, shown
 from quintet.papers.influence.risk.examples import Examples
@@ -87,13 +87,13 @@ class Components:
         header = ["train_index", "label", "engine", *names]
         columns = [getattr(parts, name) for name in names]
         rows = (
-            [n, datamodule.exhibit("train", n).label, *(float(values[n]) for values in (engine_n, *columns))]
+            [n, datamodule.preview("train", n).label, *(float(values[n]) for values in (engine_n, *columns))]
             for n in range(len(engine_n))
         )
         write_csv(out_dir / "components.csv", header, rows)
 
     def _draw(self, path: Path, datamodule: Any, engine_n: NDArray, parts: ClosedForm, same_n: NDArray) -> None:
-        query = datamodule.exhibit(self.split, self.test_index)
+        query = datamodule.preview(self.split, self.test_index)
         titled = {
             "the whole formula": (parts.everything, "with train loss and $H^{-1}$"),
             "without train loss": (parts.without_train_loss, "without the train loss's factor"),
@@ -109,13 +109,13 @@ class Components:
         if query.image is not None:
             pictures = [(query, f"test example {self.test_index}: {query.label}")]
         if pictures and engine_n[worst] < 0:
-            pictures.append((datamodule.exhibit("train", worst), f"the most harmful {query.label}\nof training"))
+            pictures.append((datamodule.preview("train", worst), f"the most harmful {query.label}\nof training"))
         headline = f"influence of {len(engine_n)} training examples on {self.split} example {self.test_index}, by parts"
         draw_row(path, clouds, same_n, (f"{query.label}, like it", "the other class"), headline, images(pictures))
 
 
-def images(pictures: list[tuple[Exhibit, str]]) -> list[tuple[NDArray, str]]:
-    return [(exhibit.image, title) for exhibit, title in pictures]
+def images(pictures: list[tuple[Preview, str]]) -> list[tuple[NDArray, str]]:
+    return [(preview.image, title) for preview, title in pictures]
 
 
 def read_terms(module: Any, train: Examples, query: Examples) -> Terms:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from quintet.common.errors import UserError
 from quintet.common.tables import write_csv
-from quintet.data.exhibit import Exhibit
+from quintet.data.preview import Preview
 from quintet.papers.influence.classifiers.report import training_report
 from quintet.papers.influence.influence import InfluenceResult, influence
 from quintet.papers.influence.risk.examples import Examples
@@ -58,7 +58,7 @@ class DomainMismatch:
         standing = Standing.of(found.delta_test_loss_if_removed[0].double().numpy(), in_group_n)
         labels_n = datamodule.arrays("train")[1].numpy()
         self._write(out_dir, datamodule, standing, found)
-        shown = datamodule.exhibit(self.split, int(query.indices[0]))
+        shown = datamodule.preview(self.split, int(query.indices[0]))
         draw(out_dir / "domain_mismatch.png", datamodule, standing, self._headline(shown, query, found), self.feature)
         classes = np.unique(labels_n).tolist()
         counts = {f"group_train_class_{c}": float((labels_n[in_group_n] == c).sum()) for c in classes}
@@ -99,13 +99,13 @@ class DomainMismatch:
         chosen = [(k, n) for k, n in enumerate(standing.order, 1) if k <= TABLE_ROWS or standing.in_group_n[n]]
         rows = []
         for rank, n in chosen:
-            shown = datamodule.exhibit("train", int(n))
+            shown = datamodule.preview("train", int(n))
             member = int(standing.in_group_n[n])
             rows.append((rank, n, shown.title, shown.label, member, float(standing.scores_n[n]), float(losses_n[n])))
         write_csv(out_dir / "influence.csv", HEADER, rows)
         np.savez(out_dir / "scores.npz", delta_test_loss_if_removed=standing.scores_n, in_group=standing.in_group_n)
 
-    def _headline(self, shown: Exhibit, query: Examples, found: InfluenceResult) -> str:
+    def _headline(self, shown: Preview, query: Examples, found: InfluenceResult) -> str:
         return (
             f"query: {self.split} {query.indices[0]}, {shown.title}, truly '{shown.label}', loss"
             f" {float(found.query_losses[0]):.3g}"
@@ -174,7 +174,7 @@ def solver_numbers(query: Examples, found: InfluenceResult) -> dict[str, float]:
 def weight_number(module: Any, column: int) -> dict[str, float]:
     """What looking at the weights of a linear model with one output would say: how many are larger than the group's."""
     weight_f = getattr(getattr(module.network, "top", None), "weight", torch.empty(0)).detach().abs().flatten()
-    if len(weight_f) != module.facts["input_shape"][0]:
+    if len(weight_f) != module.data_info["input_shape"][0]:
         return {}
     return {"features_with_larger_weight": float((weight_f > weight_f[column]).sum())}
 
@@ -213,4 +213,4 @@ def draw(path: Path, datamodule: Any, standing: Standing, headline: str, feature
 
 
 def bar_label(datamodule: Any, n: int) -> str:
-    return f"{n}, {datamodule.exhibit('train', n).label}"
+    return f"{n}, {datamodule.preview('train', n).label}"

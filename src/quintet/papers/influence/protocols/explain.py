@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from quintet.common.errors import UserError
 from quintet.common.tables import write_csv
-from quintet.data.exhibit import Exhibit
+from quintet.data.preview import Preview
 from quintet.papers.influence.influence import InfluenceResult, influence
 from quintet.papers.influence.protocols.label_plot import draw_labels
 from quintet.papers.influence.protocols.panel import Card, draw_panel
@@ -74,18 +74,18 @@ class Explain:
         scores_qn = result.delta_test_loss_if_removed.double().numpy() * (len(train) / total)
         losses_n = result.train_losses.double().numpy()
         units = Units(datamodule, train.indices, scores_qn, losses_n, grouped=self.aggregate == "group")
-        shown = [datamodule.exhibit(self.split, int(index)) for index in queries.indices]
+        shown = [datamodule.preview(self.split, int(index)) for index in queries.indices]
         self._write(out_dir, queries.indices, shown, units, scores_qn)
         notes = f"{train_text(len(train), total)}; {solver_text(self.solver, result)}"
         if all(one.label is not None for one in shown) and len(units.members) <= MARKS:
             draw_labels(out_dir / PLOT, shown, units.scores_qu, units.labels(), units.what, notes)
             self.picture = f"explain/{PLOT}"
-        for q, (index, exhibit) in enumerate(zip(queries.indices.tolist(), shown, strict=True)):
-            card = Card(exhibit, f"loss {float(result.query_losses[q]):.4g}")
+        for q, (index, preview) in enumerate(zip(queries.indices.tolist(), shown, strict=True)):
+            card = Card(preview, f"loss {float(result.query_losses[q]):.4g}")
             found = {kind: units.ranked(q, kind, self.top) for kind in KINDS}
             cards = {kind: [units.card(q, one) for one in found[kind]] for kind in KINDS}
             draw_panel(out_dir / f"query_{index}.png", card, cards, units.scores_qu[q], units.what, notes)
-            write_sound(out_dir / f"query_{index}", exhibit, cards)
+            write_sound(out_dir / f"query_{index}", preview, cards)
         return solver_numbers(result, len(queries), len(train)) | self._agreement(units, shown)
 
     def _chosen(self, datamodule) -> Sequence[int] | NDArray:
@@ -101,10 +101,10 @@ class Explain:
             raise UserError(f"protocol.{key}={count}: there are {total} examples")
         return np.sort(np.random.default_rng(self.seed).choice(total, count, replace=False))
 
-    def _write(self, out_dir: Path, indices: NDArray, shown: list[Exhibit], units: Units, scores_qn: NDArray) -> None:
+    def _write(self, out_dir: Path, indices: NDArray, shown: list[Preview], units: Units, scores_qn: NDArray) -> None:
         rows = [
-            (index, exhibit.title, kind, rank, one.index, one.title, one.group, one.label, one.score, one.loss)
-            for q, (index, exhibit) in enumerate(zip(indices.tolist(), shown, strict=True))
+            (index, preview.title, kind, rank, one.index, one.title, one.group, one.label, one.score, one.loss)
+            for q, (index, preview) in enumerate(zip(indices.tolist(), shown, strict=True))
             for kind in KINDS
             for rank, one in enumerate(units.ranked(q, kind, TABLE_ROWS), 1)
         ]
@@ -112,9 +112,9 @@ class Explain:
         np.savez(out_dir / "scores.npz", query_index=indices, train_index=units.indices_n,
                  delta_test_loss_if_removed=scores_qn)  # fmt: skip
 
-    def _agreement(self, units: Units, shown: list[Exhibit]) -> dict[str, float]:
+    def _agreement(self, units: Units, shown: list[Preview]) -> dict[str, float]:
         """How many of the top ones have the label (class, speaker) of the query, and how many of all have it."""
-        labelled = [q for q, exhibit in enumerate(shown) if exhibit.label is not None]
+        labelled = [q for q, preview in enumerate(shown) if preview.label is not None]
         if not labelled:
             return {}
         found = {}
@@ -152,11 +152,11 @@ def solver_text(solver: Solver, result: InfluenceResult) -> str:
     )
 
 
-def write_sound(stem: Path, query: Exhibit, cards: dict[str, list[Card]]) -> None:
+def write_sound(stem: Path, query: Preview, cards: dict[str, list[Card]]) -> None:
     """The query and what is beside it in the picture, where they are sounds."""
-    named = {"": query} | {f"_{k}_{n}": c.exhibit for k in KINDS for n, c in enumerate(cards[k], 1)}
+    named = {"": query} | {f"_{k}_{n}": c.preview for k in KINDS for n, c in enumerate(cards[k], 1)}
     from quintet.papers.wavenet.media import to_wav
 
-    for ending, exhibit in named.items():
-        if exhibit.audio is not None:
-            to_wav(stem.with_name(f"{stem.name}{ending}.wav"), exhibit.audio, exhibit.sample_rate)
+    for ending, preview in named.items():
+        if preview.audio is not None:
+            to_wav(stem.with_name(f"{stem.name}{ending}.wav"), preview.audio, preview.sample_rate)

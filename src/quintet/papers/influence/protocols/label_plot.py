@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quintet.data.exhibit import Exhibit
+from quintet.data.preview import Preview
 
 OWN, OTHER, HEIGHT = "#1b7837", "0.6", 0.4  # inches a query
 
 
-def draw_labels(path: Path, shown: list[Exhibit], scores_qu: NDArray, labels_u: list[str | None], what: str,
+def draw_labels(path: Path, shown: list[Preview], scores_qu: NDArray, labels_u: list[str | None], what: str,
                 notes: str) -> Path:  # fmt: skip
     """A line of marks for each query; scores are divided by the query's largest, so that all lines are of one width."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -177,7 +177,7 @@ class Report:
         kinds = {kind: {int(i) for i in rows} for kind, rows in self.picked.items()}
         rows = []
         for k, removal in enumerate(self.found.removals):
-            example = datamodule.exhibit("train", removal)
+            example = datamodule.preview("train", removal)
             picked_as = " ".join(kind for kind in kinds if removal in kinds[kind])
             rows.append([removal, example.title, example.label, picked_as,
                          *map(float, self.actual_km[k]), *(float(one.delta_n[removal]) for one in self.predictions),
@@ -186,10 +186,10 @@ class Report:
 
     def draw(self, out_dir: Path, datamodule: Any, split: str, index: int) -> Path:
         """scatter.png: a row for each kind of choice, a panel for each prediction."""
-        query = datamodule.exhibit(split, index)
+        query = datamodule.preview(split, index)
         panels, same = [], []
         for kind, rows in self.picked.items():
-            same.append(np.array([datamodule.exhibit("train", int(i)).label == query.label for i in rows]))
+            same.append(np.array([datamodule.preview("train", int(i)).label == query.label for i in rows]))
             panels.append([self._cloud(one, rows, kind) for one in self.predictions])
         named = f"{query.label or query.title}"
         headline = f"loss of {split} example {index} ({named}) without each of {len(rows)} training examples"

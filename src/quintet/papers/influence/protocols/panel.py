@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from quintet.data.exhibit import Exhibit
+from quintet.data.preview import Preview
 
 COLOURS = {"helpful": "#1b7837", "harmful": "#b2182b", "query": "black"}
 TINTS = {"helpful": "#f1f8f2", "harmful": "#fbf1f2", "query": "#f5f5f5"}
@@ -17,9 +17,9 @@ TEXT_LINES, CAPTION_LINES, TABLE_LINES = 14, 6, 12
 
 
 class Card(NamedTuple):
-    """An exhibit in the picture."""
+    """One example in the picture."""
 
-    exhibit: Exhibit
+    preview: Preview
     heading: str  # its influence, or the query's loss
     parts: list[tuple[float, float]] | None = None  # of sounds put together: (seconds, influence) of each
 
@@ -33,18 +33,18 @@ def draw_panel(path: Path, query: Card, cards: dict[str, list[Card]], scores_u: 
     from matplotlib.figure import Figure
 
     columns = max(1, *(len(row) for row in cards.values()))
-    height = max(_height(card.exhibit) for card in [query, *(c for row in cards.values() for c in row)])
+    height = max(_height(card.preview) for card in [query, *(c for row in cards.values() for c in row)])
     figure = Figure(figsize=(CELL * (columns + 1.5), 2 * (height + TITLE) + 0.5), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(2, columns + 2, width_ratios=[1.2, 0.25, *[1.0] * columns])
     figure.get_layout_engine().set(wspace=0.03, hspace=0.05)
-    _draw_card(figure, grid[0, 0], query, query.exhibit, "query")
+    _draw_card(figure, grid[0, 0], query, query.preview, "query")
     _histogram(figure.add_subplot(grid[1, 0]), scores_u, what, {kind: len(row) for kind, row in cards.items()})
     for row, (kind, found) in enumerate(cards.items()):
         _row_label(figure.add_subplot(grid[row, 1]), kind)
         for column in range(columns):
             if column < len(found):
-                _draw_card(figure, grid[row, 2 + column], found[column], query.exhibit, kind)
+                _draw_card(figure, grid[row, 2 + column], found[column], query.preview, kind)
             else:
                 figure.add_subplot(grid[row, 2 + column]).set_axis_off()
     figure.supxlabel("\n".join(textwrap.wrap(notes, 34 * (columns + 2))), fontsize=7, color="0.35")
@@ -53,14 +53,14 @@ def draw_panel(path: Path, query: Card, cards: dict[str, list[Card]], scores_u: 
     return path
 
 
-def _height(exhibit: Exhibit) -> float:
-    """Inches that an exhibit wants."""
-    if exhibit.audio is not None:
+def _height(preview: Preview) -> float:
+    """Height in inches of one example."""
+    if preview.audio is not None:
         return 2.0
-    if exhibit.image is not None:
-        high, wide = exhibit.image.shape[:2]
-        return CELL * min(1.3, high / wide) + 0.13 * len(_wrapped(exhibit.text or "", CAPTION_LINES))
-    lines = min(len(exhibit.table), TABLE_LINES) + 1 if exhibit.table else len(_text_lines(exhibit.text or ""))
+    if preview.image is not None:
+        high, wide = preview.image.shape[:2]
+        return CELL * min(1.3, high / wide) + 0.13 * len(_wrapped(preview.text or "", CAPTION_LINES))
+    lines = min(len(preview.table), TABLE_LINES) + 1 if preview.table else len(_text_lines(preview.text or ""))
     return max(1.2, LINE * lines + 0.2)
 
 
@@ -72,42 +72,42 @@ def _row_label(axis, kind: str) -> None:
               fontsize=7, color=COLOURS[kind], transform=axis.transAxes, linespacing=1.3)  # fmt: skip
 
 
-def _draw_card(figure, place, card: Card, query: Exhibit, kind: str) -> None:
+def _draw_card(figure, place, card: Card, query: Preview, kind: str) -> None:
     """Sound, picture, table or text, with influence, title and label over it."""
-    exhibit = card.exhibit
-    if exhibit.audio is not None:
+    preview = card.preview
+    if preview.audio is not None:
         top, below = place.subgridspec(2, 1, height_ratios=(1, 1.5), hspace=0.02).subplots()
         _show_sound(top, below, card, kind)
         axes = [top, below]
     else:
         axes = [top := figure.add_subplot(place, facecolor=TINTS[kind])]
         top.set(xticks=[], yticks=[])
-        if exhibit.image is not None:
-            _show_image(top, exhibit)
-        elif exhibit.table is not None:
-            _show_table(top, exhibit.table, query.table or {}, kind)
+        if preview.image is not None:
+            _show_image(top, preview)
+        elif preview.table is not None:
+            _show_table(top, preview.table, query.table or {}, kind)
         else:
-            _show_text(top, exhibit.text or "")
+            _show_text(top, preview.text or "")
     for spine in (spine for axis in axes for spine in axis.spines.values()):
         spine.set(color=COLOURS[kind], linewidth=1.2)
-    lines = [f"query, {card.heading}" if kind == "query" else card.heading, _short(exhibit.title, 32)]
-    if exhibit.label not in (None, exhibit.title):
-        same = kind != "query" and exhibit.label == query.label
-        lines.append(f"{_short(exhibit.label, 26)}{' (as the query)' if same else ''}")
+    lines = [f"query, {card.heading}" if kind == "query" else card.heading, _short(preview.title, 32)]
+    if preview.label not in (None, preview.title):
+        same = kind != "query" and preview.label == query.label
+        lines.append(f"{_short(preview.label, 26)}{' (as the query)' if same else ''}")
     top.set_title("\n".join(lines), fontsize=8, color=COLOURS[kind], parse_math=False, linespacing=1.25)
 
 
-def _show_image(axis, exhibit: Exhibit) -> None:
-    axis.imshow(exhibit.image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    if exhibit.text:
-        axis.set_xlabel("\n".join(_wrapped(exhibit.text, CAPTION_LINES)), fontsize=6.5, parse_math=False)
+def _show_image(axis, preview: Preview) -> None:
+    axis.imshow(preview.image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    if preview.text:
+        axis.set_xlabel("\n".join(_wrapped(preview.text, CAPTION_LINES)), fontsize=6.5, parse_math=False)
 
 
 def _show_sound(wave, spectrum, card: Card, kind: str) -> None:
     """Waveform over spectrogram; windows of a group are shaded by their own influence."""
     from quintet.papers.wavenet.media import log_spectrogram
 
-    audio, rate = card.exhibit.audio, card.exhibit.sample_rate
+    audio, rate = card.preview.audio, card.preview.sample_rate
     seconds = len(audio) / rate
     wave.plot(np.arange(len(audio)) / rate, audio, linewidth=0.4, color="0.15")
     limit = max(0.02, 1.05 * float(np.abs(audio).max(initial=0.0)))
@@ -115,7 +115,7 @@ def _show_sound(wave, spectrum, card: Card, kind: str) -> None:
     spectrum.imshow(log_spectrogram(audio), origin="lower", aspect="auto", cmap="magma", vmin=-100, vmax=-10,
                     extent=(0, seconds, 0, rate / 2000))  # fmt: skip
     spectrum.tick_params(labelsize=6, length=2, pad=1)
-    spectrum.set_xlabel(_short(card.exhibit.text, 40) if card.exhibit.text else "s", fontsize=6.5, labelpad=1)
+    spectrum.set_xlabel(_short(card.preview.text, 40) if card.preview.text else "s", fontsize=6.5, labelpad=1)
     if kind == "query":
         spectrum.set_ylabel("kHz", fontsize=6.5, labelpad=1)
     else:

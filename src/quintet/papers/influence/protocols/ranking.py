@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quintet.common.errors import UserError
-from quintet.data.exhibit import Exhibit
+from quintet.data.preview import Preview
 from quintet.papers.influence.protocols.panel import Card
 
 KINDS = ("helpful", "harmful")
@@ -41,7 +41,7 @@ class Units:
         if not grouped:
             self.members, self.scores_qu = [np.array([n]) for n in range(len(indices_n))], scores_qn
             return
-        names = [self._exhibit(n).group for n in range(len(indices_n))]
+        names = [self._preview(n).group for n in range(len(indices_n))]
         if None in names:
             raise UserError("protocol.aggregate=group: the examples of this data belong to no group, use example")
         groups: dict[str, list[int]] = {}
@@ -59,7 +59,7 @@ class Units:
     def _describe(self, q: int, unit: int, sign: int) -> Ranked:
         rows = self.members[unit]
         strongest = int(rows[np.argmax(sign * self.scores_qn[q, rows])])
-        shown = self._exhibit(strongest)
+        shown = self._preview(strongest)
         title = shown.group if self.grouped else shown.title
         return Ranked(unit, float(self.scores_qu[q, unit]), float(self.losses_n[rows].mean()),
                       int(self.indices_n[strongest]), title, shown.group, shown.label)  # fmt: skip
@@ -69,18 +69,18 @@ class Units:
         rows = self.members[one.unit]
         heading = f"{one.score:+#.3g}"
         if len(rows) == 1:
-            return Card(self._exhibit(int(rows[0])), heading)
-        shown = [self._exhibit(int(n)) for n in rows]
+            return Card(self._preview(int(rows[0])), heading)
+        shown = [self._preview(int(n)) for n in rows]
         if shown[0].audio is None:
-            return Card(self._exhibit(int(np.flatnonzero(self.indices_n == one.index)[0])), heading)
-        lengths = [len(exhibit.audio) / exhibit.sample_rate for exhibit in shown]
+            return Card(self._preview(int(np.flatnonzero(self.indices_n == one.index)[0])), heading)
+        lengths = [len(preview.audio) / preview.sample_rate for preview in shown]
         whole = replace(shown[0], title=f"{one.title}, {len(rows)} windows",
-                        audio=np.concatenate([exhibit.audio for exhibit in shown]))  # fmt: skip
+                        audio=np.concatenate([preview.audio for preview in shown]))  # fmt: skip
         return Card(whole, heading, list(zip(lengths, self.scores_qn[q, rows].tolist(), strict=True)))
 
     def labels(self) -> list[str | None]:
         """Of all units, a group's that of its first member."""
-        return [self._exhibit(int(rows[0])).label for rows in self.members]
+        return [self._preview(int(rows[0])).label for rows in self.members]
 
     def share_of(self, label: str, seed: int) -> float:
         """Share of the units that have a label; of many units, among some drawn by `seed`."""
@@ -91,8 +91,8 @@ class Units:
         if not hasattr(self, "_known"):
             count = len(self.members)
             some = np.random.default_rng(seed).permutation(count)[:SAMPLED]
-            self._known = [self._exhibit(int(self.members[unit][0])).label for unit in some]
+            self._known = [self._preview(int(self.members[unit][0])).label for unit in some]
         return self._known
 
-    def _exhibit(self, n: int) -> Exhibit:
-        return self.datamodule.exhibit("train", int(self.indices_n[n]))
+    def _preview(self, n: int) -> Preview:
+        return self.datamodule.preview("train", int(self.indices_n[n]))

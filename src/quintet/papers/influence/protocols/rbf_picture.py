@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from quintet.data.exhibit import Exhibit
+from quintet.data.preview import Preview
 
 SAME, OTHER = "#2166ac", "#d6604d"
 
@@ -18,10 +18,10 @@ class Half(NamedTuple):
     title: str
     delta_n: NDArray  # influence of every training example
     spearman: float  # of its size with the distance, of the examples that have a loss
-    tops: list[tuple[Exhibit, float]]  # the most helpful, with their influence
+    tops: list[tuple[Preview, float]]  # the most helpful, with their influence
 
 
-def draw_halves(path: Path, query: Exhibit, halves: Sequence[Half], distance_n: NDArray, like_n: NDArray) -> Path:
+def draw_halves(path: Path, query: Preview, halves: Sequence[Half], distance_n: NDArray, like_n: NDArray) -> Path:
     """A row for each model: its cloud by class, the test image, its most helpful training images."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -33,17 +33,17 @@ def draw_halves(path: Path, query: Exhibit, halves: Sequence[Half], distance_n: 
     for row, half in enumerate(halves):
         _draw_cloud(figure.add_subplot(grid[2 * row : 2 * row + 2, 0]), half, distance_n, like_n, query)
         _draw_image(figure.add_subplot(grid[2 * row, 1]), query, f"test image\n{query.title}", "black")
-        for place, (exhibit, score) in enumerate(half.tops, 1):
-            colour = SAME if exhibit.label == query.label else OTHER
-            said = f"helpful {place}: {score:+.2g}\n{exhibit.title}"
+        for place, (preview, score) in enumerate(half.tops, 1):
+            colour = SAME if preview.label == query.label else OTHER
+            said = f"helpful {place}: {score:+.2g}\n{preview.title}"
             spot = grid[2 * row + place // columns, 1 + place % columns]
-            _draw_image(figure.add_subplot(spot), exhibit, said, colour)
+            _draw_image(figure.add_subplot(spot), preview, said, colour)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     return path
 
 
-def _draw_cloud(axis, half: Half, distance_n: NDArray, like_n: NDArray, query: Exhibit) -> None:
+def _draw_cloud(axis, half: Half, distance_n: NDArray, like_n: NDArray, query: Preview) -> None:
     order = np.random.default_rng(0).permutation(len(like_n))  # neither colour lies over the other
     axis.axhline(0, color="0.8", linewidth=0.8, zorder=0)
     colours = np.where(like_n[order], SAME, OTHER)
@@ -60,8 +60,8 @@ def _draw_cloud(axis, half: Half, distance_n: NDArray, like_n: NDArray, query: E
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_image(axis, exhibit: Exhibit, title: str, colour: str) -> None:
-    axis.imshow(exhibit.image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+def _draw_image(axis, preview: Preview, title: str, colour: str) -> None:
+    axis.imshow(preview.image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axis.set(xticks=[], yticks=[])
     axis.set_title(title, fontsize=7, color=colour, parse_math=False)
     for spine in axis.spines.values():

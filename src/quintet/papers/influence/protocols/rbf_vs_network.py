@@ -147,7 +147,7 @@ class RbfVsNetwork:
     def _write(self, out_dir: Path, data: Any, queries: Sequence[int], found: dict[str, Scores], distance_n: NDArray,
                rows: dict[str, list[dict[str, float]]]) -> None:  # fmt: skip
         """influence.csv: every training example and the test image that is shown. queries.csv: all test images."""
-        names, table = data.facts["classes"], []
+        names, table = data.data_info["classes"], []
         for n, label in enumerate(labels_of(data, "train")):
             scores = [float(value) for s in found.values() for value in (s.delta_qn[0, n], s.losses_n[n])]
             table.append([n, names[label], float(distance_n[n]), *scores])
@@ -166,12 +166,12 @@ class RbfVsNetwork:
         for name, scores in found.items():
             delta_n = scores.delta_qn[0]
             best = np.argsort(-delta_n, kind="stable")[: self.top]
-            tops = [(data.exhibit("train", int(n)), float(delta_n[n])) for n in best]
+            tops = [(data.preview("train", int(n)), float(delta_n[n])) for n in best]
             title = (
                 f"RBF SVM, t = {self.smoothness:g}" if name == RBF else "logistic regression on a network's features"
             )
             halves.append(Half(title, delta_n, rows[name][0]["spearman_touched"], tops))
-        draw_halves(out_dir / "figure.png", data.exhibit(self.split, query), halves, distance_n, like_n)
+        draw_halves(out_dir / "figure.png", data.preview(self.split, query), halves, distance_n, like_n)
 
     def _metrics(self, values: dict[str, float], found: dict[str, Scores],
                  rows: dict[str, list[dict[str, float]]]) -> dict[str, float]:  # fmt: skip

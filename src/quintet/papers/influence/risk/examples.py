@@ -33,14 +33,14 @@ class Examples:
     @classmethod
     def of_batch(cls, batch: Any) -> "Examples":
         """The examples of one batch, in its order."""
-        return cls(_OneBatch(apart(batch)), "batch")
+        return cls(_OneBatch(expand_images(batch)), "batch")
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def read(self, rows: slice | Tensor | Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Any:
         """The examples at these positions as one batch; floating-point parts come as `dtype`."""
-        return cast(apart(self.source.example_batch(self.split, self.indices[rows].tolist())), dtype, device)
+        return cast(expand_images(self.source.example_batch(self.split, self.indices[rows].tolist())), dtype, device)
 
     def batches(self, size: int, dtype: torch.dtype, device: torch.device | str = "cpu",
                 rank: int = 0, world: int = 1, keep: bool = True) -> Iterator[tuple[slice, Any]]:  # fmt: skip
@@ -83,9 +83,9 @@ class _OneBatch:
         return rows_of(self.batch, indices)
 
 
-def apart(batch: Any) -> Any:
+def expand_images(batch: Any) -> Any:
     """A batch whose parts have a row for every example: captions that share an image have it once each."""
-    return batch.apart() if hasattr(batch, "apart") else batch
+    return batch.expand_images() if hasattr(batch, "expand_images") else batch
 
 
 def tensors(batch: Any) -> list[Tensor]:

@@ -1,6 +1,6 @@
 """The Gauss-Newton matrix of a classifier's risk, dense and exact, for some thousands of parameters.
 
-G = 1/n sum_i J_i^T (diag(q_i) - q_i q_i^T) J_i, with q_i the chances that the model gives example i's classes and J_i
+G = 1/n sum_i J_i^T (diag(q_i) - q_i q_i^T) J_i, with q_i the model's class probabilities of example i and J_i
 the Jacobian of its outputs, is the Hessian without the outputs' own second derivatives: never negative, and near the
 Hessian where the loss is low. For cross-entropy it is 1/n sum_i sum_c q_ic g_ic g_ic^T, where g_ic is the gradient of
 example i had it label c: gradients are all it takes (Kunstner et al. 2019, arXiv 1905.12558, section 2).
@@ -37,10 +37,10 @@ class GaussNewton:
 
 def gauss_newton(risk: EmpiricalRisk) -> Tensor:
     """G, (p, p)."""
-    if not callable(getattr(risk.module, "chances", None)):
+    if not callable(getattr(risk.module, "predict_proba", None)):
         raise UserError(
-            f"preconditioner=gauss_newton needs a classifier with chances(batch), which {type(risk.module).__name__} is"
-            " not: use ekfac"
+            f"preconditioner=gauss_newton needs a classifier with predict_proba(batch), which"
+            f" {type(risk.module).__name__} is not: use ekfac"
         )
     check_size(risk, "gauss_newton")
     total = torch.zeros(risk.num_params, risk.num_params).to(risk.theta)

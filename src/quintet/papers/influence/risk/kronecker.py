@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as nnf
+from torch.nn import functional as F
 
 from quintet.common.errors import UserError
 from quintet.papers.influence.risk.memory import budget
@@ -134,9 +134,9 @@ def patches(layer: nn.Conv1d | nn.Conv2d, given: Tensor) -> Tensor:
     if isinstance(layer, nn.Conv1d):
         given = given.unsqueeze(2)
     padding = layer._reversed_padding_repeated_twice
-    given = nnf.pad(given, padding, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
+    given = F.pad(given, padding, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
     stride, dilation = ((1, *v) if len(v) == 1 else v for v in (layer.stride, layer.dilation))
-    return nnf.unfold(given, flat, dilation=dilation, stride=stride).mT
+    return F.unfold(given, flat, dilation=dilation, stride=stride).mT
 
 
 def fit_factors(risk: Any, generator: torch.Generator) -> list[KroneckerFactor]:

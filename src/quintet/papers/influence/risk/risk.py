@@ -107,7 +107,7 @@ class EmpiricalRisk:
         They are sqrt(q_ic) g_ic, with q_ic the model's chance of class c and g_ic the gradient of example i had it c.
         """
         with torch.no_grad():
-            chances_bc = self.module.chances(batch)
+            chances_bc = self.module.predict_proba(batch)
         for label, chance_b in enumerate(chances_bc.T):
             had_it = batch._replace(labels=torch.full_like(batch.labels, label))
             yield self.example_gradients(had_it) * chance_b.sqrt()[:, None]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as nnf
+from torch.nn import functional as F
 
 from quintet.common.distributed import gather_ranks
 from quintet.common.errors import UserError
@@ -77,8 +77,8 @@ class Memory(nn.Module):
         with _full_precision(x_bd):
             x_bd = x_bd.float()
             if self.projection is not None:
-                x_bd = nnf.linear(x_bd, self.projection.weight.float())
-            return nnf.normalize(x_bd, dim=1)
+                x_bd = F.linear(x_bd, self.projection.weight.float())
+            return F.normalize(x_bd, dim=1)
 
     @torch.no_grad()
     def read(self, query_bd: Tensor) -> MemoryAnswer:
@@ -140,7 +140,7 @@ class Memory(nn.Module):
         slot_b = nearest_b.masked_scatter(~hit_b, self._free(int((~hit_b).sum()), nearest_b[hit_b]))
         same_bb = slot_b[:, None] == slot_b
         with _full_precision(query_bd):
-            moved_bd = nnf.normalize(self.keys[slot_b] + same_bb.float() @ query_bd, dim=1)
+            moved_bd = F.normalize(self.keys[slot_b] + same_bb.float() @ query_bd, dim=1)
         first_b = ~same_bb.tril(-1).any(1)  # of several matches of one slot, which all have the same new key
         self._store(slot_b[first_b], torch.where(hit_b[:, None], moved_bd, query_bd)[first_b], value_b[first_b])
         last_b = ~(value_b[:, None] == value_b).triu(1).any(1)

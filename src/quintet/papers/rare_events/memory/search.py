@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as nnf
+from torch.nn import functional as F
 
 from quintet.papers.rare_events.memory.memory_config import MemoryConfig
 
@@ -220,4 +220,4 @@ def pad(similarity_bn: Tensor, rows_bn: Tensor, k: int) -> tuple[Tensor, Tensor]
     missing = k - similarity_bn.shape[1]
     if not missing:
         return similarity_bn, rows_bn
-    return nnf.pad(similarity_bn, (0, missing), value=-torch.inf), nnf.pad(rows_bn, (0, missing), value=-1)
+    return F.pad(similarity_bn, (0, missing), value=-torch.inf), F.pad(rows_bn, (0, missing), value=-1)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as nnf
+from torch.nn import functional as F
 
 from quintet.common.errors import UserError
 from quintet.common.tables import write_csv
@@ -30,7 +30,7 @@ def unit_keys(module, images_cdss: np.ndarray, embedding: str = "network", batch
     flat_nss = images_cdss.reshape(-1, *images_cdss.shape[2:])
     chunks = (torch.from_numpy(np.array(flat_nss[i : i + batch])).float() / 255 for i in range(0, len(flat_nss), batch))
     if embedding == "pixels":
-        keys = [nnf.normalize(1 - ink.flatten(1), dim=1) for ink in chunks]
+        keys = [F.normalize(1 - ink.flatten(1), dim=1) for ink in chunks]
     else:
         module.eval()
         memory = module.blank_memory(1)
@@ -74,7 +74,7 @@ class Stores:
         nearest_e = self.nearest(query_ed[:, None])[:, 0]
         hit_e = (self.values[everyone, nearest_e] == value_e) & self.merge
         slot_e = torch.where(hit_e, nearest_e, self.filled)
-        moved_ed = nnf.normalize(self.keys[everyone, slot_e] + query_ed, dim=1)
+        moved_ed = F.normalize(self.keys[everyone, slot_e] + query_ed, dim=1)
         self.keys[everyone, slot_e] = torch.where(hit_e[:, None], moved_ed, query_ed)
         self.values[everyone, slot_e] = value_e
         self.filled += ~hit_e

@@ -22,9 +22,9 @@ class CopySynthesis:
         self.seed, self.backend = seed, backend
 
     def __call__(self, module, datamodule, run_dir: Path) -> dict[str, float]:
-        if "local" not in module.conditions or not module.facts["local_channels"]:
+        if "local" not in module.conditions or not module.data_info["local_channels"]:
             raise UserError("protocol=copy_synthesis needs a model with local conditioning: this one has none")
-        out_dir, rate, rows = Path(run_dir) / "copy_synthesis", module.facts["sample_rate"], []
+        out_dir, rate, rows = Path(run_dir) / "copy_synthesis", module.data_info["sample_rate"], []
         for number, item in enumerate(media.spread(datamodule, "test", self.count)):
             wave_t, original_t = self._copy(module, item, number)
             titles = {f"Original, {item['id']}": original_t, f"Copy, {item['id']}": wave_t}
@@ -40,7 +40,7 @@ class CopySynthesis:
         return {"copy/log_spectral_distance_db": float(lsd), "copy/mel_cepstral_distortion_db": float(mcd)}
 
     def _copy(self, module, item: dict, number: int) -> tuple[np.ndarray, np.ndarray]:
-        samples = min(round(self.seconds * module.facts["sample_rate"]), len(item["pcm"]))
+        samples = min(round(self.seconds * module.data_info["sample_rate"]), len(item["pcm"]))
         samples = media.duration_in_samples(module, item, samples)
         given = media.utterance_arguments(module, item, samples)
         options = {"temperature": self.temperature, "seed": self.seed + number, "backend": self.backend}

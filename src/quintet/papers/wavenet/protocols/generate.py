@@ -39,7 +39,7 @@ class Generate:
         self.condition_on, self.resample = condition_on, resample
 
     def __call__(self, module, datamodule, run_dir: Path) -> dict[str, float]:
-        rate = module.facts["sample_rate"]
+        rate = module.data_info["sample_rate"]
         prompt_bt = self._prompt(module)
         given, samples = self._conditions(module, datamodule, prompt_bt)
         start = time.perf_counter()
@@ -66,26 +66,26 @@ class Generate:
         """The prompt's mu-law classes (count, T): the model continues it; it is not part of the result."""
         if self.prompt is None:
             return None
-        wave_t = read_wav(self.prompt, module.facts["sample_rate"], self.resample, "protocol.prompt")
+        wave_t = read_wav(self.prompt, module.data_info["sample_rate"], self.resample, "protocol.prompt")
         if self.prompt_seconds is not None:
-            wave_t = wave_t[: round(self.prompt_seconds * module.facts["sample_rate"])]
-        classes_t = mulaw.encode(torch.from_numpy(wave_t), module.facts["num_classes"])
+            wave_t = wave_t[: round(self.prompt_seconds * module.data_info["sample_rate"])]
+        classes_t = mulaw.encode(torch.from_numpy(wave_t), module.data_info["num_classes"])
         return classes_t.long().expand(self.count, -1)
 
     def _conditions(self, module, datamodule, prompt_bt: Tensor | None) -> tuple[dict[str, Tensor], int]:
         """The network's conditioning arguments, and how many samples to generate (features may end earlier)."""
-        given, samples = {}, round(self.seconds * module.facts["sample_rate"])
+        given, samples = {}, round(self.seconds * module.data_info["sample_rate"])
         speaker_b = media.speaker_argument(module, self.speaker, self.count)
         if speaker_b is not None:
             given["speaker_b"] = speaker_b
-        if "tags" in module.conditions and module.facts["tags"]:
+        if "tags" in module.conditions and module.data_info["tags"]:
             given["tags_bn"] = self._tags(module).expand(self.count, -1)
         elif self.tags:
             raise UserError(f"protocol.tags={self.tags}: this model has no tags; leave protocol.tags out")
-        if "local" in module.conditions and module.facts["local_channels"]:
+        if "local" in module.conditions and module.data_info["local_channels"]:
             past = 0 if prompt_bt is None else prompt_bt.shape[1]
             local_ft = self._features(module, datamodule)
-            samples = min(samples, local_ft.shape[1] * module.facts["hop_length"] - past)
+            samples = min(samples, local_ft.shape[1] * module.data_info["hop_length"] - past)
             if samples <= 0:
                 raise UserError("protocol.condition_on is shorter than protocol.prompt: use a shorter prompt_seconds")
             given["local_bft"] = media.local_argument(module, local_ft, past + samples).expand(self.count, -1, -1)
@@ -94,7 +94,7 @@ class Generate:
         return given, samples
 
     def _tags(self, module) -> Tensor:
-        known = module.facts["tags"]
+        known = module.data_info["tags"]
         unknown = [tag for tag in self.tags if tag not in known]
         if unknown:
             raise UserError(f"protocol.tags has {unknown[0]!r}, which this model does not know: {', '.join(known)}")
@@ -107,12 +107,12 @@ class Generate:
         return features_of(self.condition_on, module, datamodule, self.resample)
 
     def _write(self, waves_bt: np.ndarray, prompt_bt: Tensor | None, module, out_dir: Path) -> None:
-        rate, parts = module.facts["sample_rate"], [self.speaker, *self.tags]
+        rate, parts = module.data_info["sample_rate"], [self.speaker, *self.tags]
         stem = "_".join(str(part) for part in parts if part) or "sample"
         for number, wave_t in enumerate(waves_bt):
             shown = {f"Generated, {stem}, temperature {self.temperature:g}": wave_t}
             if prompt_bt is not None:
-                before_t = media.to_float(prompt_bt[number], module.facts["num_classes"])
+                before_t = media.to_float(prompt_bt[number], module.data_info["num_classes"])
                 shown = {"Prompt": before_t, **shown}
                 media.to_wav(out_dir / f"{stem}_{number}_with_prompt.wav", np.concatenate([before_t, wave_t]), rate)
             media.to_wav(out_dir / f"{stem}_{number}.wav", wave_t, rate)
@@ -144,7 +144,7 @@ def features_of(path: str, module, datamodule, resample: bool) -> np.ndarray:
 
     Labels are found by the utterance id of a file of the data set, by the file's own name for any other.
     """
-    rate, extractor = module.facts["sample_rate"], datamodule.features
+    rate, extractor = module.data_info["sample_rate"], datamodule.features
     wave_t = read_wav(path, rate, resample, "protocol.condition_on")
     pcm_t = np.clip(np.round(wave_t * 32768), -32768, 32767).astype(np.int16)
     recording = datamodule.recording_of(Path(path))

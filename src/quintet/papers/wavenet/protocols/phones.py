@@ -22,7 +22,7 @@ class Phones:
     def __call__(self, module, datamodule, run_dir: Path) -> dict[str, float]:
         if not module.recognises:
             raise UserError("protocol=phones needs a model with model.network.recognition: this one has none")
-        names = module.facts["phones"]
+        names = module.data_info["phones"]
         labels, log_posteriors = self._frames(module, datamodule)
         predictions = [log_fp.argmax(1) for log_fp in log_posteriors]
         counts_p, transitions_pp = training_counts(datamodule, len(names))

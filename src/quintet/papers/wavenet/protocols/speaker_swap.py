@@ -17,7 +17,7 @@ class SpeakerSwap:
         self.max_batches = max_batches
 
     def __call__(self, module, datamodule, run_dir: Path) -> dict[str, float]:
-        names = module.facts["speakers"]
+        names = module.data_info["speakers"]
         if len(names) < 2 or "speaker" not in module.conditions:
             raise UserError("protocol=speaker_swap needs a model conditioned on at least two speakers")
         nats_us, samples_u, true_u = self._score(module, datamodule, len(names))

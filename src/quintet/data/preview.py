@@ -1,4 +1,4 @@
-"""One example of any data set as a person looks at it: what `datamodule.exhibit(split, index)` returns."""
+"""One example of any data set as a person looks at it: what `datamodule.preview(split, index)` returns."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Exhibit:
+class Preview:
     """A short title and whichever of picture, sound, text and table row the example has."""
 
     title: str  # "7", "dog/n02102_12.JPEG", "p225_003 1.5-2.0 s"

@@ -57,19 +57,19 @@ def symbols(folder):
 
 
 def wavenet(data):
-    return WaveNetModule(WAVENET, {}, data.facts)
+    return WaveNetModule(WAVENET, {}, data.data_info)
 
 
 def rare_events(data, memory=SMALL):
-    return RareEventsModule({"channels": [4], "width": 8}, {}, data.facts, memory=memory)
+    return RareEventsModule({"channels": [4], "width": 8}, {}, data.data_info, memory=memory)
 
 
 def translator(data):
-    return TranslationModule({"width": 8}, memory=SMALL, optimizer={}, facts=data.facts)
+    return TranslationModule({"width": 8}, memory=SMALL, optimizer={}, data_info=data.data_info)
 
 
 def neural_gpu(data):
-    return SymbolModule({"maps": 6, "steps": 2}, memory=SMALL, optimizer={}, facts=data.facts)
+    return SymbolModule({"maps": 6, "steps": 2}, memory=SMALL, optimizer={}, data_info=data.data_info)
 
 
 PAIRED = {
@@ -112,13 +112,13 @@ def test_an_examples_loss_depends_on_it_alone(folder, name, split):
 
 def test_windows_of_an_utterance_put_together_are_the_utterance(folder):
     data = ready(audio(folder))
-    shown = [data.exhibit("test", i) for i in range(data.num_examples("test"))]
+    shown = [data.preview("test", i) for i in range(data.num_examples("test"))]
     assert len({window.title for window in shown}) == len(shown)
     for index in range(data.num_utterances("test")):
         item = data.utterance("test", index)
         mine = [window for window in shown if window.group == item["id"]]
         assert np.array_equal(np.concatenate([w.audio for w in mine]), item["pcm"].astype(np.float32) / 32768)
-        assert {window.label for window in mine} == {data.facts["speakers"][item["speaker"]]} == {item["id"][:4]}
+        assert {window.label for window in mine} == {data.data_info["speakers"][item["speaker"]]} == {item["id"][:4]}
         assert mine[0].title == f"{item['id']} 0.0-0.1 s" and mine[0].sample_rate == RATE
     batch = data.example_batch("test", [len(shown) - 1, 0])
     assert [data.utterance("test", int(u))["id"] for u in batch.utterance] == [shown[-1].group, shown[0].group]
@@ -127,14 +127,14 @@ def test_windows_of_an_utterance_put_together_are_the_utterance(folder):
 
 def test_a_note_is_shown_with_its_tags(folder):
     data = ready(notes(folder))
-    window = data.exhibit("train", 0)
+    window = data.preview("train", 0)
     named = [tag.split("=")[1] for tag in window.text.split(", ")]
     assert sorted(window.group.split()) == sorted(named) and window.label is None
 
 
 def test_an_episode_is_a_sheet_of_its_drawings_in_order(folder):
     data = ready(glyphs(folder))
-    batch, window = data.example_batch("test", [2]), data.exhibit("test", 2)
+    batch, window = data.example_batch("test", [2]), data.preview("test", 2)
     assert window.image.shape == (3 * 13 - 1, 3 * 13 - 1)
     for t in range(7):
         row, column = divmod(t, 3)
@@ -152,7 +152,7 @@ def test_a_pair_is_its_lines(folder):
     count = data.num_examples("train")
     assert count < 40
     for index in (0, count - 1):
-        batch, pair = data.example_batch("train", [index]), data.exhibit("train", index)
+        batch, pair = data.example_batch("train", [index]), data.preview("train", index)
         source, target = data.codecs["source"].decode(batch.source[0].tolist()), data.decode(batch.target[0].tolist())
         assert pair.text == f"{source} -> {target}" and pair.title == f"pair {int(batch.index)}"
     assert int(batch.index) > count - 1  # a row of the split, not a place among the short ones
@@ -161,7 +161,7 @@ def test_a_pair_is_its_lines(folder):
 @pytest.mark.parametrize("make", [audio, glyphs, sentences])
 def test_unknown_splits_are_named(folder, make):
     data = ready(make(folder))
-    for call in (data.num_examples, lambda s: data.example_batch(s, [0]), lambda s: data.exhibit(s, 0)):
+    for call in (data.num_examples, lambda s: data.example_batch(s, [0]), lambda s: data.preview(s, 0)):
         with pytest.raises(UserError, match="unknown split 'dev': choose train, val, test"):
             call("dev")
 
@@ -173,7 +173,7 @@ def test_a_data_module_that_cannot_says_so():
     for call in (
         lambda m: m.num_examples("train"),
         lambda m: m.example_batch("train", [0]),
-        lambda m: m.exhibit("train", 0),
+        lambda m: m.preview("train", 0),
     ):
         with pytest.raises(NotImplementedError, match=r"^Bare "):
             call(Bare())
