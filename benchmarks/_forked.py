@@ -23,7 +23,7 @@ from quintet.common.errors import UserError
 
 PACKAGES = "torch", "torchvision", "lightning.pytorch", "torchmetrics", "datasets", "scipy.sparse", "hydra"
 ROOMS = {
-    "models": ("wavenet", "rare_events", "influence", "deeplab", "show_and_tell"),
+    "papers": ("wavenet", "rare_events", "influence", "deeplab", "show_and_tell"),
     "data": ("audio", "episodes", "examples", "segmentation", "captions", "samples"),
 }
 NOTES = struct.Struct("=qqd")  # steps taken, the step that this start began at, when the last step ended
@@ -38,8 +38,9 @@ def warm_up() -> None:
     for room, parts in ROOMS.items():
         for part in parts:
             folder = REPOSITORY / "src" / "quintet" / room / part
-            wanted = folder.glob("*.py") if room == "data" else [folder / "module.py"]
-            names += [f"quintet.{room}.{part}.{file.stem}" for file in sorted(wanted) if file.stem != "__init__"]
+            wanted = folder.glob("*.py") if room == "data" else folder.rglob("module.py")
+            modules = [file.relative_to(REPOSITORY / "src").with_suffix("") for file in sorted(wanted)]
+            names += [".".join(module.parts) for module in modules if module.name != "__init__"]
     for name in names:
         importlib.import_module(name)
 

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 RANK, PLACE, KIND = os.environ["FAIL"].split()
 
 

@@ -171,7 +171,7 @@ def test_cut_off_checkpoint(house, whole, tmp_path):
 def test_help_lists_the_groups(house):
     done = house.run("train.py", "--help")
     assert done.returncode == 0
-    for group in ("model", "data", "trainer", "callbacks", "logger", "experiment", "protocol", "launcher", "debug"):
+    for group in ("model", "data", "trainer", "callbacks", "logger", "protocol", "launcher", "experiment/wavenet"):
         assert f"{group}:" in done.stdout
 
 

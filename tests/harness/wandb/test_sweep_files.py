@@ -24,7 +24,7 @@ def read(path):
 
 def experiments(path):
     """The experiment of the file, and the one that its comment offers for the real data."""
-    (real,) = re.findall(r"experiment: \{value: \w+\} # (\w+) once", path.read_text())
+    (real,) = re.findall(r"experiment: \{value: [\w/]+\} # ([\w/]+) once", path.read_text())
     return [read(path)["parameters"]["experiment"]["value"], real]
 
 
@@ -57,7 +57,7 @@ def checked(trial, *more):
 
 def test_the_methods_and_the_papers():
     assert {read(path)["method"] for path in FILES} == {"grid", "random", "bayes"}
-    papers = {p.name for p in (REPOSITORY / "src" / "quintet" / "papers").iterdir() if (p / "module.py").exists()}
+    papers = {p.name for p in (REPOSITORY / "src" / "quintet" / "papers").iterdir() if (p / "protocols").is_dir()}
     assert {path.stem for path in FILES} - {"sweep"} == papers
 
 

@@ -10,7 +10,8 @@ from torch.nn import functional as nnf
 from quintet.common.optim import OptimizerConfig
 from quintet.data.batches import AudioBatch
 from quintet.papers.influence.influence import influence
-from quintet.papers.influence.last_layer.top import at_the_top
+from quintet.papers.influence.last_layer import split
+from quintet.papers.influence.last_layer.split import at_last_layer
 from quintet.papers.influence.risk import softmax_risk
 from quintet.papers.influence.risk.examples import Examples
 from quintet.papers.influence.risk.linear_risk import make_risk
@@ -151,9 +152,9 @@ def test_wavenets_last_layer_by_itself_gives_the_scores_of_the_whole_network(wav
     module, train, queries = wavenet
     solver = ConjugateGradient(damping=0.05, tolerance=1e-11)
     found = influence(module, train, queries, params=LAST, solver=solver)
-    top, *_ = at_the_top(module, LAST, train, queries)
-    assert top is not module and isinstance(make_risk(top, at_the_top(module, LAST, train)[1]), SoftmaxRisk)
-    monkeypatch.setattr(WaveNetModule, "top", lambda self, names: None)
+    top, *_ = at_last_layer(module, LAST, train, queries)
+    assert top is not module and isinstance(make_risk(top, at_last_layer(module, LAST, train)[1]), SoftmaxRisk)
+    monkeypatch.setattr(split, "SPLITS", {})
     whole = influence(module, train, queries, params=LAST, solver=Direct(damping=0.05))
     for name in ("delta_test_loss_if_removed", "query_losses", "train_losses", "s_test"):
         wanted = getattr(whole, name)  # the module's own loss is of float32
@@ -164,6 +165,6 @@ def test_wavenets_last_layer_by_itself_gives_the_scores_of_the_whole_network(wav
 def test_other_parameters_need_the_whole_network(wavenet):
     module, train, _ = wavenet
     for params in ("*", "network.head.*", ["network.head.3.*", "network.front.*"]):
-        assert at_the_top(module, params, train) == (module, train)
-    part = make_risk(*at_the_top(module, "network.head.3.weight", train), "network.head.3.weight")
+        assert at_last_layer(module, params, train) == (module, train)
+    part = make_risk(*at_last_layer(module, "network.head.3.weight", train), "network.head.3.weight")
     assert type(part) is EmpiricalRisk  # the bias is held, which the matrices do not know

@@ -12,7 +12,8 @@ from quintet.harness.callbacks.two_stage import TwoStage
 from quintet.harness.resume.checkpoint import AtomicCheckpointIO, LastCheckpoint
 from quintet.harness.resume.random_state import RandomState
 from quintet.papers.influence.influence import influence
-from quintet.papers.influence.last_layer.top import at_the_top
+from quintet.papers.influence.last_layer import split
+from quintet.papers.influence.last_layer.split import at_last_layer
 from quintet.papers.influence.risk.examples import Examples
 from quintet.papers.influence.risk.linear_risk import make_risk
 from quintet.papers.influence.risk.risk import weight_decay
@@ -326,10 +327,10 @@ def test_influence_of_captions_is_what_the_formula_says(data, form):
 def test_the_layer_of_words_by_itself_gives_the_scores_of_the_whole_network(data, monkeypatch):
     module, train, queries = module_of(data).eval(), Examples(data, "train"), Examples(data, "val", [3, 4])
     last = "network.output.*"
-    top, inside = at_the_top(module, last, train)
+    top, inside = at_last_layer(module, last, train)
     assert isinstance(make_risk(top, inside, last), SoftmaxRisk)
     found = influence(module, train, queries, params=last, solver=Direct(damping=0.1))
-    monkeypatch.setattr(ShowAndTellModule, "top", lambda self, names: None)
+    monkeypatch.setattr(split, "SPLITS", {})
     whole = influence(module, train, queries, params=last, solver=Direct(damping=0.1))
     for name in ("delta_test_loss_if_removed", "query_losses", "train_losses", "s_test"):
         torch.testing.assert_close(getattr(found, name), getattr(whole, name), rtol=1e-3, atol=1e-6)
@@ -339,16 +340,16 @@ def test_influence_counts_the_weight_decay_of_the_stage_that_the_weights_come_fr
     decays = {"optimizer": ADAM | {"weight_decay": 0.1}, "finetune": ADAM | {"weight_decay": 0.3}}
     module = module_of(data, **decays)
     assert weight_decay(module) == 0.1
-    assert weight_decay(at_the_top(module, "network.output.*", Examples(data, "train"))[0]) == 0.1
+    assert weight_decay(at_last_layer(module, "network.output.*", Examples(data, "train"))[0]) == 0.1
     module.start_joint_training()
     assert weight_decay(module) == 0.3
 
 
-def test_what_is_no_softmax_at_the_top_needs_the_whole_captioner(data):
+def test_what_is_no_softmax_at_last_layer_needs_the_whole_captioner(data):
     train, last = Examples(data, "train"), "network.output.*"
-    assert at_the_top(module_of(data), ["network.output.*", "network.words.*"], train)[1] is train
-    assert at_the_top(module_of(data, {"tied": True}), last, train)[1] is train
-    assert at_the_top(module_of(data, memory={"slots": 64, "width": 8, "neighbours": 4}), last, train)[1] is train
+    assert at_last_layer(module_of(data), ["network.output.*", "network.words.*"], train)[1] is train
+    assert at_last_layer(module_of(data, {"tied": True}), last, train)[1] is train
+    assert at_last_layer(module_of(data, memory={"slots": 64, "width": 8, "neighbours": 4}), last, train)[1] is train
 
 
 class Losses(torch.nn.Module):

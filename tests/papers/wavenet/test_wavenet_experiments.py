@@ -44,9 +44,9 @@ def test_experiment_header_and_keys(path):
         "# Paper's number: ",
     ):
         assert opening in header
-    assert f"experiment={path.stem}" in header and "# Ours: " in header
+    assert f"experiment=wavenet/{path.stem}" in header and "# Ours: " in header
     node = yaml.safe_load(path.read_text())
-    assert node["name"] == path.stem
+    assert node["name"] == f"wavenet/{path.stem}"
     for default in node["defaults"]:
         (group, choice), *_ = default.items()
         assert (CONF / group.removeprefix("override /") / f"{choice}.yaml").is_file()

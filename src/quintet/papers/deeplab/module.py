@@ -3,9 +3,8 @@
 Legend: B images, C classes, H x W pixels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,6 @@ from quintet.papers.deeplab.groups import decayed_names, l2_term, parameter_grou
 from quintet.papers.deeplab.heads import NetworkConfig
 from quintet.papers.deeplab.multi_scale import IGNORE, fuse, resize, summed_losses
 from quintet.papers.deeplab.network import DeepLab
-from quintet.papers.influence.last_layer.deeplab import LAST, top_of
-from quintet.papers.influence.last_layer.softmax_top import SoftmaxTop, TopBatch, is_layer
 
 STAGES = ("val", "test")
 
@@ -112,14 +109,6 @@ class DeepLabModule(PaperModule):
     def regularisation(self) -> Tensor:
         """The L2 term of the loss, of what is trained."""
         return l2_term(self.network, self.decayed, self.weight_decay)
-
-    def top(self, names: Sequence[str]) -> tuple[SoftmaxTop, Callable[[SegmentationBatch], TopBatch]] | None:
-        """The classifier by itself and what it sees of a batch, if `names` are all of it: one branch, at one scale."""
-        head, scales = self.network.head, self.hparams["network"]["scales"]
-        if len(head.branches) > 1 or head.linear or len(scales) > 1 or not is_layer(self, names, LAST):
-            return None
-        decayed = LAST.removeprefix("network.") + ".weight" in self.decayed
-        return SoftmaxTop(self, LAST, self.weight_decay if decayed else 0.0), partial(top_of, self)
 
     # training and evaluation
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quintet.papers.influence.last_layer.top import at_the_top
+from quintet.papers.influence.last_layer.split import at_last_layer
 from quintet.papers.influence.risk.examples import Examples
 from quintet.papers.influence.risk.linear_risk import make_risk
 from quintet.papers.influence.risk.risk import EmpiricalRisk, ranks, sum_of_ranks
@@ -71,7 +71,7 @@ def influence(
     diverging series, a module without example_losses, params that match nothing.
     """
     solver = solver or ConjugateGradient()
-    module, train, queries = at_the_top(module, params, train, queries)
+    module, train, queries = at_last_layer(module, params, train, queries)
     risk = make_risk(module, train, params, batch_size)
     store = ScoreStore(cache_dir, risk, queries, solver)
     norm = store.number("gradient_norm", lambda: float(risk.gradient().norm()))

@@ -3,9 +3,8 @@
 Legend: I images, B captions, T words read, N real words of the batch, F features, H hidden width, V words.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -20,8 +19,6 @@ from quintet.common.errors import UserError
 from quintet.common.optim import OptimizerConfig, build_optimizer, from_mapping
 from quintet.data.batches import CaptionBatch
 from quintet.data.special_ids import EOS
-from quintet.papers.influence.last_layer.show_and_tell import LAST, top_of
-from quintet.papers.influence.last_layer.softmax_top import SoftmaxTop, TopBatch, is_layer
 from quintet.papers.rare_events.memory.memory import MemoryConfig
 from quintet.papers.rare_events.memory.token_memory import RecallConfig, TokenMemory
 from quintet.papers.show_and_tell.captioner import Captioner
@@ -140,12 +137,6 @@ class ShowAndTellModule(Captioner):
     def example_losses(self, batch: CaptionBatch) -> Tensor:
         """Training loss (B,) of every caption: nats, and the memory's loss, over the mean caption length."""
         return self._losses(batch)[0]
-
-    def top(self, names: Sequence[str]) -> tuple[SoftmaxTop, Callable[[CaptionBatch], TopBatch]] | None:
-        """The layer of words by itself and what it sees of a batch, if `names` are all of it; not with a memory."""
-        if self.tokens is not None or self.network.config.tied or not is_layer(self, names, LAST):
-            return None
-        return SoftmaxTop(self, LAST), partial(top_of, self)
 
     def _losses(self, batch: CaptionBatch, truth: float = 1.0) -> tuple[Tensor, tuple | None]:
         """Losses (B,), and what the memory is to be told afterwards."""

@@ -3,8 +3,7 @@
 Legend: B batch, L window = context + C, C predicted samples, Q mu-law classes, P phones, F frames of 160 samples.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_info
@@ -20,8 +19,6 @@ from quintet.common.module import PaperModule
 from quintet.common.optim import OptimizerConfig, build_optimizer, from_mapping
 from quintet.data.batches import AudioBatch
 from quintet.metrics.audio import NATS_PER_BIT, SampleNats
-from quintet.papers.influence.last_layer.softmax_top import SoftmaxTop, TopBatch, is_layer
-from quintet.papers.influence.last_layer.wavenet import LAST, top_of
 from quintet.papers.wavenet.network import WaveNet, WaveNetConfig, describe_receptive_field
 
 CONDITIONS = ("speaker", "tags", "local")
@@ -107,12 +104,6 @@ class WaveNetModule(PaperModule):
     def example_losses(self, batch: AudioBatch) -> Tensor:
         """Nats per real target of every example (B,); with recognition plus the weighted frame loss (section 3.4)."""
         return self._losses(batch)[0]
-
-    def top(self, names: Sequence[str]) -> tuple[SoftmaxTop, Callable[[AudioBatch], TopBatch]] | None:
-        """The last layer by itself and what it sees of a batch, if `names` are all of that layer."""
-        if self.recognises or not is_layer(self, names, f"network.head.{LAST}"):
-            return None
-        return SoftmaxTop(self, f"network.head.{LAST}"), partial(top_of, self)
 
     def training_step(self, batch: AudioBatch, batch_idx: int) -> Tensor:
         loss = self.example_losses(batch).mean()

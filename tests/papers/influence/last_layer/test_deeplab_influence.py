@@ -6,7 +6,8 @@ import torch
 from quintet.data.batches import SegmentationBatch
 from quintet.papers.deeplab.module import DeepLabModule
 from quintet.papers.influence.influence import influence
-from quintet.papers.influence.last_layer.top import at_the_top
+from quintet.papers.influence.last_layer import split
+from quintet.papers.influence.last_layer.split import at_last_layer
 from quintet.papers.influence.risk.examples import Examples
 from quintet.papers.influence.risk.kronecker import LayerTape
 from quintet.papers.influence.risk.linear_risk import make_risk
@@ -62,9 +63,9 @@ def test_the_classifier_by_itself_gives_the_scores_of_the_whole_network(images, 
         module.network.head.branches[0]["fc8"].weight.mul_(30)  # scores that matter
     queries = Examples(images.source, "batch", [1, 3])
     found = influence(module, images, queries, params=LAST, solver=ConjugateGradient(damping=0.05, tolerance=1e-11))
-    top, inside = at_the_top(module, LAST, images)
+    top, inside = at_last_layer(module, LAST, images)
     assert isinstance(make_risk(top, inside, LAST), SoftmaxRisk)
-    monkeypatch.setattr(DeepLabModule, "top", lambda self, names: None)
+    monkeypatch.setattr(split, "SPLITS", {})
     whole = influence(module, images, queries, params=LAST, solver=Direct(damping=0.05))
     assert float(whole.delta_test_loss_if_removed.abs().min(1).values.max()) > 1e-5  # also of the one without labels
     for name in ("delta_test_loss_if_removed", "query_losses", "train_losses", "s_test"):
@@ -84,6 +85,6 @@ def test_the_classifier_by_itself_gives_the_scores_of_the_whole_network(images, 
         ({"head": "large_fov"}, LAST),  # 3 x 3
     ],
 )
-def test_what_is_no_softmax_at_the_top_needs_the_whole_network(images, network, params):
+def test_what_is_no_softmax_at_last_layer_needs_the_whole_network(images, network, params):
     module = DeepLabModule(network, BACKBONE, {"name": "sgd"}, FACTS)
-    assert at_the_top(module, params, images) == (module, images)
+    assert at_last_layer(module, params, images) == (module, images)

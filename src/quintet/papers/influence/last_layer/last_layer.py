@@ -1,7 +1,8 @@
 """A network's last softmax layer by itself, on what it sees: all that changes where only it is free to move.
 
 WaveNet's last convolution, a captioner's words, DeepLab's classes: the loss is convex in such a layer, and a sweep over
-the data leaves the rest of the network out. What the rest makes of a batch is each model's own (`top.py` beside it).
+the data leaves the rest of the network out.
+split.py finds it in each paper's model.
 Legend: B examples, T positions (samples, words, pixels), F features, C classes.
 """
 
@@ -14,15 +15,15 @@ from torch.nn import functional as F
 from quintet.papers.influence.risk.softmax_risk import SoftmaxParts
 
 
-class TopBatch(NamedTuple):
-    """What the last layer sees and should say."""
+class LastLayerBatch(NamedTuple):
+    """Inputs and targets of the last layer."""
 
     features: Tensor  # (B, T, F)
-    targets: Tensor  # (B, T) int64 classes; any class where there is none to say
-    share: Tensor  # (B, T) of each position in its example's loss; 0 where there is nothing to say
+    targets: Tensor  # (B, T) int64 classes; any class where there is none
+    weight: Tensor  # (B, T) of each position in its example's loss; 0 where there is no target
 
 
-class SoftmaxTop(nn.Module):
+class LastLayer(nn.Module):
     """The layer `name` of a module, linear or a convolution of size 1, its parameters under the names they have there.
 
     l2: lambda of its weights, where that is part of the module's loss.
@@ -43,27 +44,27 @@ class SoftmaxTop(nn.Module):
     def layer(self) -> nn.Module:
         return self.get_submodule(self.name)
 
-    def example_losses(self, batch: TopBatch) -> Tensor:
+    def example_losses(self, batch: LastLayerBatch) -> Tensor:
         """The module's own (B,), without its L2 term."""
         logits_btc = F.linear(batch.features, self.layer.weight.flatten(1), self.layer.bias)
-        nats_bt = F.cross_entropy(logits_btc.mT, batch.targets, reduction="none")
-        return (nats_bt * batch.share).sum(1)
+        nll_bt = F.cross_entropy(logits_btc.mT, batch.targets, reduction="none")
+        return (nll_bt * batch.weight).sum(1)
 
     def regularisation(self) -> Tensor:
         return 0.5 * self.l2 * self.layer.weight.square().sum()
 
-    def softmax_parts(self, batch: TopBatch) -> SoftmaxParts:
+    def softmax_parts(self, batch: LastLayerBatch) -> SoftmaxParts:
         """Every target is a softmax of an affine function of its position's features."""
         bias = None if self.layer.bias is None else f"{self.name}.bias"
-        return SoftmaxParts(batch.features, batch.targets, batch.share, f"{self.name}.weight", bias)
+        return SoftmaxParts(batch.features, batch.targets, batch.weight, f"{self.name}.weight", bias)
 
 
-def is_layer(module: nn.Module, names: Sequence[str], name: str) -> bool:
+def are_all_of(module: nn.Module, names: Sequence[str], name: str) -> bool:
     """Whether `names` are all parameters of that layer and no others."""
     found = {f"{name}.{part}" for part, _ in module.get_submodule(name).named_parameters()}
     return set(names) == found
 
 
-def mean_shares(real_bt: Tensor) -> Tensor:
-    """Shares in the mean over an example's real positions, (B, T)."""
+def mean_weights(real_bt: Tensor) -> Tensor:
+    """Weights in the mean over an example's real positions, (B, T)."""
     return real_bt / real_bt.sum(1, keepdim=True).clamp(min=1)
