@@ -22,8 +22,9 @@ from _common import report, row
 from torch import Tensor
 from torch.nn import functional as F
 
+from quintet.papers.rare_events.memory.index import recall
 from quintet.papers.rare_events.memory.memory import Memory, MemoryConfig
-from quintet.papers.rare_events.memory.search import make_search, recall
+from quintet.papers.rare_events.memory.search import make_search
 
 NUM_VALUES = 1000
 NOISE = 0.5  # length of what is added to a unit centre or key

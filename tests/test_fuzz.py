@@ -24,14 +24,14 @@ from quintet.data.captions.coco import COCO
 from quintet.data.captions.csv_folder import CaptionCSV
 from quintet.data.captions.flickr8k import Flickr8k
 from quintet.data.segmentation.labels import as_rgb, open_picture, plain_map, read_labels
-from quintet.harness import cli
 from quintet.harness.config import compose, config
 from quintet.harness.config.signature import signature_of
+from quintet.harness.messages import user_message
 
 
 def one_line(error: BaseException, *names: str) -> None:
     """The message that a user would see; anything that would be a traceback is raised."""
-    message = cli.user_message(error)
+    message = user_message(error)
     if message is None:
         raise error
     assert message.strip() and "\n" not in message.strip(), message

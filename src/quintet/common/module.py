@@ -25,6 +25,8 @@ class PaperModule(LightningModule):
     # (pattern, replacement) for names of tensors in checkpoints written before they were renamed, applied in order
     renamed_tensors: ClassVar[tuple[tuple[str, str], ...]] = ()
 
+    ensemble: ClassVar[str | None] = None  # dotted name of the class that makes one model of several of these
+
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
         """As Lightning's; also for checkpoints whose constructor argument `data_info` was still called `facts`."""

@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 import re
 import sys
-import traceback
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
 from quintet.common.errors import UserError
 from quintet.harness.config import compose
@@ -20,51 +17,11 @@ from quintet.harness.config.config import Origin, check, check_multirun, suggest
 from quintet.harness.config.moved import move_experiments
 from quintet.harness.config.secrets import refuse_on_command_line
 from quintet.harness.config.trust import keep_home
+from quintet.harness.messages import one_line_errors
 from quintet.harness.slurm import submit as slurm
 from quintet.harness.slurm.signals import SIGNALS
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions reach `one_line_errors` instead of Hydra's own printer
-# what the ranks that are well say when one is not
-LOST_RANK = re.compile(r"gloo.*(closed|reset) by peer|NCCL.*remote process exited", re.DOTALL)
-
-
-@contextmanager
-def one_line_errors(argv: list[str], exit_on_bugs: bool = False):
-    """Print a user's mistake as one line on stderr and exit with 1; `debug=true` keeps the traceback.
-
-    exit_on_bugs: what is no user's mistake ends the process too, after its traceback, instead of being raised.
-    """
-    debug = any(a.replace("'", "").replace('"', "") in ("debug=true", "debug=True") for a in argv)
-    try:
-        yield
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:
-        message = user_message(error)
-        if debug or message is None:
-            if not exit_on_bugs:
-                raise
-            traceback.print_exc()
-            sys.exit(1)
-        print(f"error: {message}", file=sys.stderr)
-        sys.exit(1)
-
-
-def user_message(error: BaseException) -> str | None:
-    """The one line for a mistake of the user's; None for a bug of ours, which deserves its traceback."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, UserError):
-            # torch hands on what a DataLoader's worker raised with its traceback as the text
-            text = str(seen).rstrip().rpartition(f"{UserError.__module__}.{UserError.__name__}: ")[2]
-            return "".join(c if c.isprintable() else " " for c in text)  # names in it may hold line breaks, or worse
-        seen = seen.__cause__ or seen.__context__
-    hydra_error = type(error).__module__.startswith(("hydra.errors", "hydra.core.override_parser"))
-    if hydra_error or isinstance(error, OmegaConfBaseException):
-        return compose.explain(error)
-    if type(error).__module__ == "submitit.core.utils":
-        return slurm.explain(error)
-    return "another rank has ended: its own message says why" if LOST_RANK.search(str(error)) else None
 
 
 def argument(name: str, argv: list[str]) -> str | None:

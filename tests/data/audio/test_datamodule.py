@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ready, tone, write_audio
+from audio_files import ready, tone, write_audio
 
 from quintet.common.errors import UserError
 from quintet.data.audio import decode
@@ -69,7 +69,6 @@ def test_tags_are_multi_hot(tmp_path, make):
 
 def test_the_second_start_decodes_nothing(tmp_path, make, monkeypatch):
     first = ready(make(sample(tmp_path)))
-    monkeypatch.setattr(decode, "load", lambda *a: pytest.fail("decoded again"))
     monkeypatch.setattr("quintet.data.audio.store.load", lambda *a: pytest.fail("decoded again"))
     again = ready(make(sample(tmp_path)))
     assert again._folder == first._folder

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import soundfile
-from conftest import ready, tone, write_audio
+from audio_files import ready, tone, write_audio
 
 from quintet.common.errors import UserError
 from quintet.data.audio.clips import Clips
-from quintet.data.audio.decode import BadAudio, load, read_bytes, read_file, to_pcm16
+from quintet.data.audio.decode import BadAudio, read_bytes, read_file, to_pcm16
+from quintet.data.audio.load import load
 from quintet.data.audio.recording import Recording
 
 

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import ready, tone, write_audio
+from audio_files import ready, tone, write_audio
 
 from quintet.common.errors import UserError
 from quintet.data.audio.clips import Clips

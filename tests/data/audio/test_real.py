@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from conftest import ready, real
+from audio_files import ready, real
 
 from quintet.data.audio.clips import Clips
 from quintet.data.audio.features.linguistic import HTSLabels, TextGridLabels

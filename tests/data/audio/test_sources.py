@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import write_audio
+from audio_files import write_audio
 
 from quintet.common.errors import UserError
 from quintet.data.audio.clips import Clips

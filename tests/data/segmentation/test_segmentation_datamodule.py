@@ -14,7 +14,7 @@ from quintet.data.batches import SegmentationBatch
 from quintet.data.segmentation.datamodule import IMAGENET_MEAN, SegmentationDataModule
 from quintet.data.segmentation.folder import SegmentationFolder
 from quintet.data.segmentation.voc import VOC
-from quintet.harness.cli import user_message
+from quintet.harness.messages import user_message
 
 TRAIN, VAL, H, W = 5, 3, 20, 30
 SMALL = {"batch_size": 2, "crop_size": 17, "eval_size": 33, "eval_batch_size": 2, "seed": 4}

@@ -4,8 +4,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from quintet.common.errors import UserError
-from quintet.harness import cli
 from quintet.harness.config import compose, config
+from quintet.harness.messages import user_message
 
 
 def composed(*overrides):
@@ -54,7 +54,7 @@ def test_a_legal_key_is_added_beside_a_sweep():
 def test_unknown_option_names_the_nearest(choice):
     with pytest.raises(Exception) as caught:
         composed(choice)
-    message = cli.user_message(caught.value)
+    message = user_message(caught.value)
     assert "did you mean" in message and "\n" not in message
 
 

@@ -18,6 +18,7 @@ from quintet.common.errors import UserError
 from quintet.harness import cli
 from quintet.harness.config import compose, config, secrets, trust
 from quintet.harness.config.build import build
+from quintet.harness.messages import user_message
 from quintet.harness.resume.checkpoint import AtomicCheckpointIO
 
 HOSTILE = [
@@ -138,7 +139,7 @@ def test_an_experiment_file_reaches_no_code_through_hydra(text, says, tmp_path):
         overrides = [f"hydra.searchpath=[file://{tmp_path}]", "experiment=evil", "run_dir=x", *launcher]
         config.check(compose.compose_config("train", overrides), config.Origin())
         compose.compose_config("train", overrides).name  # noqa: B018  resolved late
-    message = cli.user_message(caught.value)
+    message = user_message(caught.value)
     assert message and says in message and "\n" not in message, caught.value
 
 
@@ -330,7 +331,7 @@ def test_a_key_on_the_command_line_or_in_a_configuration_is_refused(monkeypatch,
     assert "WANDB_API_KEY" in str(caught.value) and KEY not in str(caught.value)
     with pytest.raises(Exception) as caught:
         composed("logger=wandb", "+logger.wandb.notes=${oc.env:WANDB_API_KEY}").logger.wandb.notes  # noqa: B018
-    assert "secret" in cli.user_message(caught.value) and KEY not in cli.user_message(caught.value)
+    assert "secret" in user_message(caught.value) and KEY not in user_message(caught.value)
     secrets.refuse_known_secrets(composed())
     monkeypatch.delenv("WANDB_API_KEY")
     (tmp_path / ".netrc").write_text(f"machine api.wandb.ai login user password {KEY}\n")

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf, open_dict
 
 from quintet.common.errors import UserError
 from quintet.harness.config import compose
+from quintet.harness.messages import explain_job
 from quintet.harness.slurm import submit as slurm
 
 CONF = REPOSITORY / "conf"
@@ -106,7 +107,7 @@ def test_tasks_and_devices_must_agree(monkeypatch):
 
 
 def failed(text):
-    return slurm.explain(RuntimeError(text))
+    return explain_job(RuntimeError(text))
 
 
 def test_a_failed_job_is_one_line():

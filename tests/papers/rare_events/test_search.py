@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quintet.papers.rare_events.memory import search as search_module
+from quintet.papers.rare_events.memory import index
+from quintet.papers.rare_events.memory.index import ExactSearch, cosines, merge, recall, top_k
 from quintet.papers.rare_events.memory.memory import Memory, MemoryConfig
-from quintet.papers.rare_events.memory.search import ExactSearch, cosines, make_search, merge, recall, top_k
+from quintet.papers.rare_events.memory.search import make_search
 
 pytest.importorskip("faiss")
 BACKENDS = {
@@ -181,7 +182,7 @@ def test_hashing_tries_the_buckets_across_the_nearest_planes():
 
 def test_small_memories_are_searched_exactly(monkeypatch):
     memory = Memory(config(search="lsh", exact_below=50), 5)
-    monkeypatch.setattr(search_module.IndexedSearch, "_follow", lambda *_: pytest.fail("indexed"))
+    monkeypatch.setattr(index.IndexedSearch, "_follow", lambda *_: pytest.fail("indexed"))
     memory(unit(50, 32), torch.arange(50) % 5)
     assert memory.read(unit(3, 32)).value.min() >= 0
 

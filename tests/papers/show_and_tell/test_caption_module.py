@@ -255,7 +255,7 @@ def test_a_checkpoint_needs_no_other_file(data, tmp_path):
 
 def test_an_ensemble_averages_and_refuses_other_vocabularies(data):
     modules = [module_of(data, {"hidden": hidden}).eval() for hidden in (24, 16)]
-    together, batch = ShowAndTellModule.ensemble(modules).eval(), data.batch([0, 5])
+    together, batch = CaptionEnsemble(modules).eval(), data.batch([0, 5])
     assert isinstance(together, CaptionEnsemble) and together.hparams["data_info"] == data.data_info
     with torch.no_grad():
         nats = together.nats(batch)
@@ -267,22 +267,22 @@ def test_an_ensemble_averages_and_refuses_other_vocabularies(data):
         picked = -(product / product.sum(1, keepdim=True)).log().gather(1, word[:, None])[:, 0]
         expected = torch.stack([picked[row == b].sum() for b in range(4)])
     torch.testing.assert_close(nats, expected)
-    single = ShowAndTellModule.ensemble(modules[:1]).eval()
+    single = CaptionEnsemble(modules[:1]).eval()
     torch.testing.assert_close(single.nats(batch), modules[0].nats(batch))
     assert single.generate(batch)[0][0].words == modules[0].generate(batch)[0][0].words
     swapped = Captions(words=[*WORDS[:-2], WORDS[-1], WORDS[-2]])
     with pytest.raises(
         UserError, match=r"ckpt\[1\] has another vocabulary than ckpt\[0\]: 10 and 10 words, word 8 is 'wh"
     ):
-        ShowAndTellModule.ensemble([modules[0], module_of(swapped)])
+        CaptionEnsemble([modules[0], module_of(swapped)])
 
 
 def test_an_ensemble_with_another_encoder_wants_images(data):
     one, two, fresh = module_of(data), module_of(data), Captions()
-    ShowAndTellModule.ensemble([one, two]).prepare_datamodule(fresh)
+    CaptionEnsemble([one, two]).prepare_datamodule(fresh)
     assert fresh.served == "features"
     two.encoder.body.conv1[0].weight.data += 1
-    ShowAndTellModule.ensemble([one, two]).prepare_datamodule(fresh)
+    CaptionEnsemble([one, two]).prepare_datamodule(fresh)
     assert fresh.served == "images"
 
 

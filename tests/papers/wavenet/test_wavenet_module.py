@@ -12,8 +12,9 @@ from quintet.common.checkpoints import check_data_info
 from quintet.common.errors import UserError
 from quintet.common.optim import OptimizerConfig, lr_factor
 from quintet.data.batches import AudioBatch
-from quintet.metrics.audio import SampleNats, edit_distance, fold_phones, phone_error_rate
+from quintet.metrics.audio import SampleNats
 from quintet.papers.wavenet.module import WaveNetModule
+from quintet.papers.wavenet.phones import edit_distance, fold_phones, phone_error_rate
 
 TINY = {
     "layers_per_stack": 3,

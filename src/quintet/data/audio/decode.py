@@ -1,4 +1,4 @@
-"""Audio files -> mono 16-bit PCM at the configured rate, and every way in which a file can be bad."""
+"""Audio files -> 16-bit PCM, and every way in which a file can be bad."""
 
 import io
 import struct
@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quintet.common.errors import UserError
-from quintet.data.audio.recording import Recording, Source
 
 OGG_PAGE = 65307  # bytes at most
 
@@ -96,25 +95,3 @@ def to_pcm16(audio: NDArray, name: str) -> NDArray:
     if not np.isfinite(audio).all():
         raise BadAudio(f"{name} holds NaN or infinite samples: repair it, or set data.on_bad_file=skip")
     return np.clip(np.rint(audio * 32768.0), -32768, 32767).astype(np.int16)
-
-
-def load(source: Source, recording: Recording, sample_rate: int, resample: bool) -> NDArray:
-    """Mono int16 samples at `sample_rate`; several channels are averaged.
-
-    Errors: BadAudio; UserError when the rates differ and data.resample is off.
-    """
-    pcm, rate = source.read(recording)
-    if pcm.ndim == 2:
-        pcm = np.rint(pcm.mean(axis=1)).astype(np.int16)
-    if rate != sample_rate:
-        if not resample:
-            raise UserError(
-                f"{recording.path} has {rate} Hz, data.sample_rate is {sample_rate} Hz:"
-                f" set data.sample_rate={rate}, or data.resample=true to convert"
-            )
-        import soxr
-
-        pcm = to_pcm16(soxr.resample(pcm / 32768.0, rate, sample_rate), str(recording.path))
-    if len(pcm) == 0:
-        raise BadAudio(f"{recording.path} holds no samples: remove it, or set data.on_bad_file=skip")
-    return pcm

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from quintet.common.errors import UserError
 from quintet.data.archives import find_root
+from quintet.data.audio.decode import read_file
 
 
 class Recording(NamedTuple):
@@ -47,8 +48,6 @@ class Source:
 
     def read(self, recording: Recording) -> tuple[NDArray, int]:
         """16-bit samples (n,) or (n, channels), and their rate in Hz."""
-        from quintet.data.audio.decode import read_file
-
         return read_file(recording.path)
 
     def missing(self) -> str:

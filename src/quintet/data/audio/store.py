@@ -12,7 +12,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from quintet.common.errors import UserError
-from quintet.data.audio.decode import BadAudio, load
+from quintet.data.audio.decode import BadAudio
+from quintet.data.audio.load import load
 from quintet.data.audio.recording import Recording, Source
 from quintet.data.store import write_rows
 

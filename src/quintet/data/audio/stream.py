@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quintet.common.errors import UserError
-from quintet.data.audio.decode import BadAudio, load
+from quintet.data.audio.decode import BadAudio
+from quintet.data.audio.load import load
 from quintet.data.audio.recording import Recording
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ MODULES = {  # the longest name that fits counts
     "quintet.callbacks": "quintet.harness.callbacks",
     "quintet.callbacks.checkpoint": "quintet.harness.resume.checkpoint",
     "quintet.models": "quintet.papers",
-    "quintet.models.deeplab.crf": "quintet.papers.deeplab.crf.crf",
+    "quintet.models.deeplab.crf": "quintet.papers.deeplab.crf.config",
     "quintet.models.influence.module": "quintet.papers.influence.classifiers.module",
     "quintet.protocols.test": "quintet.harness.run.test",
 }

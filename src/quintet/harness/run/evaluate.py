@@ -108,9 +108,9 @@ def load_together(cfg: DictConfig, paths: list[Path]) -> Any:
     modules = [load_module(cfg, path) for path in paths]
     if len(modules) == 1:
         return modules[0]
-    if not hasattr(modules[0], "ensemble"):
+    if modules[0].ensemble is None:
         raise UserError(f"ckpt has {len(paths)} checkpoints: {type(modules[0]).__name__} makes no ensembles, give one")
-    return modules[0].ensemble(modules)
+    return get_class(modules[0].ensemble)(modules)
 
 
 def load_module(cfg: DictConfig, path: Path) -> Any:

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from quintet.common.errors import UserError
 from quintet.harness.config.config import Origin, check
 from quintet.harness.config.resolvers import base_id
+from quintet.harness.messages import one_line_errors
 from quintet.harness.slurm.signals import LIMIT_KEY
 
 GPU_TASK_GB, CPU_TASK_GB = 16, 4
@@ -127,8 +128,6 @@ class BeforeSubmission(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Exits with one line when something is wrong: Hydra turns a callback's exceptions into warnings."""
-        from quintet.harness.cli import one_line_errors
-
         with one_line_errors(list(config.hydra.overrides.task)):
             missing = [tool for tool in TOOLS if shutil.which(tool) is None]
             if missing:
@@ -210,13 +209,3 @@ def announce(config: DictConfig, asked: Resources, jobs: int) -> None:
     if shutil.which("sacct") is None or subprocess.run(["sacct", "-n", "-X"], capture_output=True).returncode:
         print("       no accounting (sacct) here: a job that dies without a word is waited for for ever")
     print("       this waits for them; Ctrl-C leaves them in the queue, scancel ends them", flush=True)
-
-
-def explain(error: BaseException) -> str:
-    """submitit's report of a failed job as one line: the job's own error when it wrote one, else the last line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip(" -")]
-    own = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    job = re.search(r"[Jj]ob (\S+) ", lines[0])
-    log = re.search(r"with path (\S+)/\S+_result\.pkl", lines[0])
-    where = f"; its logs are in {log.group(1)}" if log else ""
-    return f"SLURM job {job.group(1) if job else ''} failed: {own[-1] if own else lines[-1]}{where}"

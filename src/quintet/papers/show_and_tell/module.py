@@ -43,6 +43,8 @@ class ShowAndTellModule(Captioner):
     as stage 2 may with one of stage 1.
     """
 
+    ensemble = "quintet.papers.show_and_tell.ensemble.CaptionEnsemble"
+
     def __init__(
         self,
         network: NetworkConfig,
@@ -228,13 +230,6 @@ class ShowAndTellModule(Captioner):
         super().on_load_checkpoint(checkpoint)
         if bool(checkpoint["state_dict"]["encoder.trained"]):
             self.start_joint_training()  # before the optimiser is built and its state comes back
-
-    @classmethod
-    def ensemble(cls, modules: Sequence["ShowAndTellModule"]) -> Captioner:
-        """Several runs that caption together: eval.py ckpt=[a,b,c]."""
-        from quintet.papers.show_and_tell.ensemble import CaptionEnsemble
-
-        return CaptionEnsemble(modules)
 
 
 def mean_length(counts: Sequence[int]) -> float:

@@ -8,10 +8,11 @@ from PIL import Image
 from shapes import evaluated, loaded
 
 from quintet.common.errors import UserError
+from quintet.data.pictures import find_pictures, read_upright
 from quintet.data.segmentation.labels import voc_colours
 from quintet.papers.deeplab.crf.crf import CrfConfig, infer
 from quintet.papers.deeplab.inference import Inference
-from quintet.papers.deeplab.protocols.segment import find_pictures, read_upright, shrunk
+from quintet.papers.deeplab.protocols.segment import shrunk
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from torch import Tensor
 from quintet.common.errors import UserError
 from quintet.papers.deeplab.crf import kernels
 from quintet.papers.deeplab.crf import lattice_kernels as building
-from quintet.papers.deeplab.crf.crf import CLIP, CrfConfig
+from quintet.papers.deeplab.crf.config import CLIP, CrfConfig
 from quintet.papers.deeplab.crf.mean_field import appearance, positions
 from quintet.papers.deeplab.crf.permutohedral import TOO_FINE, key_bits, scales, slice_scale
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from quintet.papers.deeplab.crf.crf import CLIP, CrfConfig
+from quintet.papers.deeplab.crf.config import CLIP, CrfConfig
 from quintet.papers.deeplab.crf.permutohedral import Lattice, build, join
 
 

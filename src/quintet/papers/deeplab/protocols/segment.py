@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from quintet.common.errors import UserError
 from quintet.common.tables import write_csv
-from quintet.data.examples.pictures import SUFFIXES, to_rgb
-from quintet.data.segmentation.labels import index_picture, open_picture
+from quintet.data.pictures import find_pictures, read_upright
+from quintet.data.segmentation.labels import index_picture
 from quintet.papers.deeplab.media import TRUTH, draw, overlay
 from quintet.papers.deeplab.protocols.segmentation import Mapped, SegmentationProtocol, need_segmentation, precision_of
 
@@ -84,36 +84,6 @@ class Segment(SegmentationProtocol):
         truth = [] if one.labels_hw is None else [one.labels_hw]
         titles = [TRUTH] * len(truth) + ["network", "after the CRF"][: len(found)]
         draw([(one.image_hwc / 255, *truth, *found)], titles, classes, out_dir / "panels" / f"{one.name}.png")
-
-
-def find_pictures(inputs: Sequence[str]) -> dict[str, Path]:
-    """By the name of what is written. Errors: UserError for what is not there, or no picture at all."""
-    found: list[tuple[str, Path]] = []
-    for given in inputs:
-        path = Path(given).expanduser()
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-            found += [("_".join(p.relative_to(path).parts), p) for p in inside if p.is_file()]
-        elif path.is_file():
-            found.append((path.name, path))
-        else:
-            raise UserError(f"protocol.inputs={given}: there is no such picture or folder")
-    if not found:
-        raise UserError(
-            f"protocol.inputs={', '.join(inputs)}: no picture with one of the endings {', '.join(SUFFIXES)}"
-        )
-    stems = [Path(name).stem for name, _ in found]
-    names = [s if stems.count(s) == 1 else name.replace(".", "_") for s, (name, _) in zip(stems, found, strict=True)]
-    if len(set(names)) < len(names):
-        raise UserError(f"protocol.inputs: two pictures would both be written as {max(names, key=names.count)}.png")
-    return dict(zip(names, (path for _, path in found), strict=True))
-
-
-def read_upright(path: Path) -> NDArray[np.uint8]:
-    """(H, W, 3) RGB as a viewer shows it: turned as its EXIF says. Errors: UserError naming a file that is broken."""
-    from PIL import ImageOps
-
-    return np.array(to_rgb(ImageOps.exif_transpose(open_picture(path))))
 
 
 def shrunk(image_hwc: NDArray[np.uint8], most: int | None) -> NDArray[np.uint8]:

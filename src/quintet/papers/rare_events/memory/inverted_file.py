@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quintet.papers.rare_events.memory.index import IndexedSearch
 from quintet.papers.rare_events.memory.memory_config import MemoryConfig
-from quintet.papers.rare_events.memory.search import IndexedSearch
 
 RETRAIN_AFTER = 4  # times the keys that the centroids were learned from
 POINTS_PER_LIST = 39  # what faiss asks for at least

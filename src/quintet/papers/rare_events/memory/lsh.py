@@ -11,8 +11,8 @@ from numba import njit
 from torch import Tensor
 
 from quintet.common.errors import UserError
+from quintet.papers.rare_events.memory.index import IndexedSearch
 from quintet.papers.rare_events.memory.memory_config import MemoryConfig
-from quintet.papers.rare_events.memory.search import IndexedSearch
 
 # Sums of a dot product may be reordered, which is what lets it use vector instructions.
 _FAST = {"reassoc", "contract", "nsz", "arcp"}

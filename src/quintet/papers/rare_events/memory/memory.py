@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from quintet.common.distributed import gather_ranks
 from quintet.common.errors import UserError
+from quintet.papers.rare_events.memory.index import recall
 from quintet.papers.rare_events.memory.memory_config import MemoryConfig
 from quintet.papers.rare_events.memory.oldest import OldestSlots
-from quintet.papers.rare_events.memory.search import make_search, recall
+from quintet.papers.rare_events.memory.search import make_search
 
 __all__ = ["Memory", "MemoryAnswer", "MemoryConfig"]
 

@@ -8,7 +8,7 @@ import torch
 
 from quintet.common.errors import UserError
 from quintet.common.tables import write_csv
-from quintet.papers.deeplab.protocols.segment import find_pictures, read_upright
+from quintet.data.pictures import find_pictures, read_upright
 from quintet.papers.show_and_tell.media import contact_sheet
 from quintet.papers.show_and_tell.protocols.captioning import need_captioner, spread
 

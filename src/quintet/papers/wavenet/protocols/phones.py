@@ -7,7 +7,7 @@ import torch
 
 from quintet.common.errors import UserError
 from quintet.common.tables import plot_matrix, write_csv
-from quintet.metrics.audio import phone_error_rate
+from quintet.papers.wavenet.phones import phone_error_rate
 
 IGNORED = -100
 

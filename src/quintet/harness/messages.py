@@ -1,0 +1,65 @@
+"""From an exception to the one line that a user sees."""
+
+from __future__ import annotations
+
+import re
+import sys
+import traceback
+from contextlib import contextmanager
+
+from omegaconf.errors import OmegaConfBaseException
+
+from quintet.common.errors import UserError
+from quintet.harness.config.compose import explain
+
+# what the ranks that are well say when one is not
+LOST_RANK = re.compile(r"gloo.*(closed|reset) by peer|NCCL.*remote process exited", re.DOTALL)
+
+
+@contextmanager
+def one_line_errors(argv: list[str], exit_on_bugs: bool = False):
+    """Print a user's mistake as one line on stderr and exit with 1; `debug=true` keeps the traceback.
+
+    exit_on_bugs: what is no user's mistake ends the process too, after its traceback, instead of being raised.
+    """
+    debug = any(a.replace("'", "").replace('"', "") in ("debug=true", "debug=True") for a in argv)
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        message = user_message(error)
+        if debug or message is None:
+            if not exit_on_bugs:
+                raise
+            traceback.print_exc()
+            sys.exit(1)
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(1)
+
+
+def user_message(error: BaseException) -> str | None:
+    """The one line for a mistake of the user's; None for a bug of ours, which deserves its traceback."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, UserError):
+            # torch hands on what a DataLoader's worker raised with its traceback as the text
+            text = str(seen).rstrip().rpartition(f"{UserError.__module__}.{UserError.__name__}: ")[2]
+            return "".join(c if c.isprintable() else " " for c in text)  # names in it may hold line breaks, or worse
+        seen = seen.__cause__ or seen.__context__
+    hydra_error = type(error).__module__.startswith(("hydra.errors", "hydra.core.override_parser"))
+    if hydra_error or isinstance(error, OmegaConfBaseException):
+        return explain(error)
+    if type(error).__module__ == "submitit.core.utils":
+        return explain_job(error)
+    return "another rank has ended: its own message says why" if LOST_RANK.search(str(error)) else None
+
+
+def explain_job(error: BaseException) -> str:
+    """submitit's report of a failed job as one line: the job's own error when it wrote one, else the last line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(" -")]
+    own = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    job = re.search(r"[Jj]ob (\S+) ", lines[0])
+    log = re.search(r"with path (\S+)/\S+_result\.pkl", lines[0])
+    where = f"; its logs are in {log.group(1)}" if log else ""
+    return f"SLURM job {job.group(1) if job else ''} failed: {own[-1] if own else lines[-1]}{where}"
