@@ -58,7 +58,7 @@ def checked(trial, *more):
 def test_the_methods_and_the_papers():
     assert {read(path)["method"] for path in FILES} == {"grid", "random", "bayes"}
     papers = {p.name for p in (REPOSITORY / "src" / "quintet" / "papers").iterdir() if (p / "protocols").is_dir()}
-    assert {path.stem for path in FILES} - {"sweep"} == papers
+    assert {path.stem for path in FILES} - {"sweep"} <= papers
 
 
 @names
