@@ -1,19 +1,26 @@
-# make train | make test | make test-slurm | make lint | make results | make bench
+# make train | make test | make test-all | make lint | make results | make bench
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?= experiment=wavenet/sample
 
-.PHONY: train eval test test-slurm lint format results bench clean
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=worksteal --ignore=tests/harness/cluster
+
+.PHONY: train test test-slow test-slurm test-all lint format results bench clean
 
 train: $(VENV)/.installed
 	$(BIN)/python train.py $(ARGS)
 
-test: $(VENV)/.installed
-	$(BIN)/python -m pytest --ignore=tests/harness/cluster -n auto --maxprocesses=4 --dist=worksteal $(PYTEST_ARGS) # a process a core
+test: $(VENV)/.installed # a process for each core
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
-test-slurm: $(VENV)/.installed # on a SLURM that the tests start themselves; alone, for it is a matter of seconds
+test-slow: $(VENV)/.installed # kills, long fuzzing, agents, runs of several processes
+	$(PYTEST) -m slow $(PYTEST_ARGS)
+
+test-slurm: $(VENV)/.installed # on a SLURM that the tests start themselves; nothing else may run beside it
 	$(BIN)/python -m pytest tests/harness/cluster -rs
+
+test-all: test test-slow test-slurm
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

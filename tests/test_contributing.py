@@ -51,6 +51,7 @@ def follow(copy, title, files):
     return printed
 
 
+@pytest.mark.slow
 def test_add_a_paper(copy):
     paper = "src/quintet/papers/lenet"
     files = [f"{paper}/network.py", f"{paper}/module.py", f"{paper}/__init__.py", "conf/model/lenet.yaml"]
@@ -61,5 +62,6 @@ def test_add_a_paper(copy):
     assert "lenet/sample" in (copy / "logs/lenet/sample/first/eval/explain/result.json").read_text()
 
 
+@pytest.mark.slow
 def test_add_a_data_set(copy):
     follow(copy, "Add a data set", ["src/quintet/data/examples/wine.py", "conf/data/wine.yaml"])

@@ -159,6 +159,15 @@ def composed(path, folder, *more):
     return cfg
 
 
+def in_tiers():
+    """The first experiment of each model and kind of data; the others, which differ in settings only, are slow."""
+    seen = set()
+    for path in EXPERIMENTS:
+        kind = choice(path, "model"), small_form(path).samples.get(choice(path, "data"), choice(path, "data"))
+        yield pytest.param(path, marks=pytest.mark.slow if kind in seen else ())
+        seen.add(kind)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("experiments")
@@ -178,7 +187,7 @@ def test_header_and_length(path):
     assert len(text.splitlines()) <= 25
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=name)
+@pytest.mark.parametrize("path", in_tiers(), ids=name)
 def test_fit_resume_and_evaluate(path, folder):
     small = small_form(path)
     one, two = small.batch_steps, 2 * small.batch_steps

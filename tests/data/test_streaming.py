@@ -269,6 +269,7 @@ def test_stopped_in_the_middle_of_an_epoch_and_resumed(speech, pictures, tmp_pat
     assert len(rest) == 16 - stop and rest == whole[stop:]
 
 
+@pytest.mark.slow
 def test_two_ranks_over_three_uneven_shards(speech, tmp_path):
     """Neither waits for ever, and together they see everything."""
     module = audio(speech, tmp_path / "cache")

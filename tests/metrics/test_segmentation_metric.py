@@ -64,6 +64,7 @@ def test_only_predicted_is_a_miss_and_absent_is_no_class():
     assert values == {"miou": 0.5, "accuracy": pytest.approx(2 / 3), "iou_a": 0.5, "iou_b": 1.0, "iou_c": 0.0}
 
 
+@pytest.mark.slow
 def test_two_processes_report_what_one_would(tmp_path):
     """Through torch.distributed: pooled over both, whatever part of the images each has seen."""
     path = os.pathsep.join(filter(None, [str(SCRIPT.parent), os.environ.get("PYTHONPATH")]))

@@ -53,6 +53,7 @@ def test_the_same_ranges_as_the_sweep_file(path):
         assert (f"{sweeper['direction']}", sweeper["n_trials"]) == (metric["goal"], sweep["run_cap"])
 
 
+@pytest.mark.slow
 def test_a_search_with_optuna(house):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="Optuna's sweeper: see Makefile")
     limits = ["trainer.max_steps=2", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1"]

@@ -14,6 +14,7 @@ OVERRIDES = ["experiment=influence/sample", "callbacks=quiet", "trainer=ddp_cpu"
              "trainer.max_epochs=5"]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["1 on_train_batch_start user", "1 build user"])
 def test_all_ranks_end_with_the_message_of_the_one_that_failed(house, where):
     """In training, where the others wait for its gradients, and before it has met them."""

@@ -56,7 +56,7 @@ def test_checkpoint_is_plain_and_self_contained(whole):
     assert not any("_orig_mod" in key for key in stored["state_dict"])
 
 
-@pytest.mark.parametrize("stop", [1, 4, 6])
+@pytest.mark.parametrize("stop", [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(6, marks=pytest.mark.slow)])
 def test_resume_is_exact(house, whole, stop):
     """Stopped after the first step, at the end of an epoch, and mid-epoch."""
     part = house.train(*TINY, f"trainer.max_steps={stop}", "trainer.limit_train_batches=4", run_id=f"stop{stop}")
@@ -66,6 +66,7 @@ def test_resume_is_exact(house, whole, stop):
     assert_same_weights(part, whole)
 
 
+@pytest.mark.slow
 def test_resume_after_a_kill_is_exact(house, whole):
     """SIGKILL at some moment, then resume from whatever complete checkpoint there is."""
     run, _ = ended_by(house, signal.SIGKILL, "killed", STEPS)
@@ -74,6 +75,7 @@ def test_resume_after_a_kill_is_exact(house, whole):
     assert_same_weights(run, whole)
 
 
+@pytest.mark.slow
 def test_kill_without_a_number_is_told_to_the_shell(house):
     run, code = ended_by(house, signal.SIGTERM, "terminated", 10**6)
     assert code == 128 + signal.SIGTERM and newest_checkpoint(run / "checkpoints")
@@ -180,11 +182,13 @@ def test_two_cpu_processes(house):
     assert load_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == 2
 
 
+@pytest.mark.slow
 def test_compiled_checkpoint_has_plain_names(house):
     run = house.train(*TINY, "compile=true", "trainer.max_steps=1", "trainer.limit_val_batches=0", run_id="compiled")
     assert not any("_orig_mod" in key for key in weights(run))
 
 
+@pytest.mark.slow
 def test_wandb_offline_and_tensorboard(house):
     run = house.train(
         *[t for t in TINY if t != "callbacks=quiet"],

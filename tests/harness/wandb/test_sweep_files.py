@@ -109,6 +109,7 @@ def logged(tmp_path_factory):
     return of
 
 
+@pytest.mark.slow
 @names
 def test_the_metric_is_logged(path, logged):
     metric = read(path)["metric"]["name"]

@@ -55,6 +55,7 @@ def test_online_run_and_its_continuation(client):
     assert_keeps_the_secret(folder)
 
 
+@pytest.mark.slow
 def test_a_crashed_run_that_its_sweep_puts_back(client):
     """Marked failed; the agent that W&B hands it to again goes on at the last checkpoint, in the same directory."""
     agent = {"WANDB_SWEEP_ID": "some-sweep", "WANDB_RUN_ID": "trial", "QUINTET_RUN_ID": "shared", "SLURM_JOB_ID": "7"}
@@ -73,12 +74,14 @@ def test_a_crashed_run_that_its_sweep_puts_back(client):
     assert sorted(set(run.values("trainer/global_step"))) == list(range(9))
 
 
+@pytest.mark.slow
 def test_a_rank_that_fails(client):
     client.train(*DIGITS, "trainer=ddp_cpu", "trainer.max_steps=8", "run_id=ranks", env={"FAIL_AT": "1:2"}, code=None)
     run = client.server.runs["ranks"]
     assert (run.state, run.exit_code) == ("failed", 1)
 
 
+@pytest.mark.slow
 def test_offline_and_sync(client):
     """Two offline parts of one run, of two forked processes, become one run of the server's."""
     forked = ["trainer=ddp_cpu", "trainer.strategy=ddp_fork"]

@@ -44,6 +44,7 @@ def give_up_once_it_reports(server, trial):
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_a_sweep_with_an_agent(client, sweep_file):
     """Two trials: the first is stopped by the sweep and counts as finished, the second runs to its end."""
     said = client.wandb("sweep", str(sweep_file)).stderr

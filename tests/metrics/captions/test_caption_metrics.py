@@ -208,6 +208,7 @@ def test_two_captions_of_one_image_are_refused():
         metric.compute()
 
 
+@pytest.mark.slow
 def test_two_processes_report_what_one_would(tmp_path):
     """Uneven shares, one image seen by both, and a process without any."""
     path = os.pathsep.join(filter(None, [str(SCRIPT.parent), os.environ.get("PYTHONPATH")]))

@@ -5,12 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from influence_ranks import everything
 
 SCRIPT = Path(__file__).with_name("influence_ranks.py")
 
 
+@pytest.mark.slow
 def test_two_ranks_find_what_one_process_finds(tmp_path):
     path = os.pathsep.join(filter(None, [str(SCRIPT.parent), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
