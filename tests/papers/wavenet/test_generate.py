@@ -24,9 +24,9 @@ CONTEXT = {"layers_per_stack": 2, "stacks": 1, "kernel_size": 2, "residual_chann
 Q, HOP = 40, 6
 
 
-def build(*, conditioned=False, local=False, seed=0, **changes):
+def build(*, conditioned=False, local=False, seed=0, sizes=None, **changes):
     torch.manual_seed(seed)
-    sizes = {"num_speakers": 3, "num_tags": 2} if conditioned else {}
+    sizes = (sizes or {}) | ({"num_speakers": 3, "num_tags": 2} if conditioned else {})
     sizes |= {"local_channels": 4, "hop_length": HOP} if local else {}
     return WaveNet(WaveNetConfig(**{**SMALL, **changes}), num_classes=Q, **sizes)
 

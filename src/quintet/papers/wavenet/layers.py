@@ -31,12 +31,15 @@ class FrontConvolution(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """z = tanh(Wf*x + Vf h) * sigmoid(Wg*x + Vg h), equations 2 and 3, and the 1x1 back to the residual.
+    """Equations 2 and 3, z = tanh(Wf*x + Vf h) * sigmoid(Wg*x + Vg h), and the residual connection (section 2.4).
 
-    Filter and gate are one convolution. The last block of a stack has no residual 1x1: nothing would read it.
+    Filter and gate are one convolution of twice the channels; so are Vf and Vg. The last block of a stack has no
+    residual 1x1: nothing would read it.
     """
 
-    def __init__(self, residual, gate, kernel_size, dilation, condition, *, last: bool, scale: bool):
+    def __init__(
+        self, residual: int, gate: int, kernel_size: int, dilation: int, condition: int, *, last: bool, scale: bool
+    ):
         super().__init__()
         self.dilation, self.reach = dilation, (kernel_size - 1) * dilation
         self.filter_gate = nn.Conv1d(residual, 2 * gate, kernel_size, dilation=dilation)
@@ -44,45 +47,48 @@ class ResidualBlock(nn.Module):
         self.residual = None if last else nn.Conv1d(gate, residual, 1)
         self.scale = math.sqrt(0.5) if scale else 1.0
 
-    def forward(self, x_btr: Tensor, length: int, bias_b1g: Tensor | None, condition_btc: Tensor | None):
-        """The last `length` steps of (next residual or None, z), channels last."""
-        a_btg = dilated(self.filter_gate, x_btr, length)
-        if bias_b1g is not None:
-            a_btg = a_btg + bias_b1g
+    def forward(
+        self, x_brt: Tensor, length: int, bias_bg1: Tensor | None, condition_bct: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The last `length` steps of (the next block's input, z), (B, R, length) and (B, G, length)."""
+        a_bgt = self.filter_gate(_last_steps(x_brt, length + self.reach))
+        if bias_bg1 is not None:
+            a_bgt = a_bgt + bias_bg1
         if self.condition is not None:
-            a_btg = a_btg + pointwise(self.condition, condition_btc[:, -length:])
-        filter_btg, gate_btg = a_btg.chunk(2, dim=-1)
-        z_btg = torch.tanh(filter_btg) * torch.sigmoid(gate_btg)
+            assert condition_bct is not None
+            a_bgt = a_bgt + self.condition(condition_bct[..., -length:])
+        filter_bgt, gate_bgt = a_bgt.chunk(2, dim=1)
+        z_bgt = torch.tanh(filter_bgt) * torch.sigmoid(gate_bgt)
         if self.residual is None:
-            return None, z_btg
-        x_btr = x_btr[:, -length:] + pointwise(self.residual, z_btg)
-        return (x_btr if self.scale == 1.0 else x_btr * self.scale), z_btg
+            return x_brt, z_bgt
+        x_brt = x_brt[..., -length:] + self.residual(z_bgt)
+        return (x_brt if self.scale == 1.0 else x_brt * self.scale), z_bgt
 
 
-def pointwise(conv: nn.Conv1d, x_btc: Tensor) -> Tensor:
-    """A 1x1 convolution as the matrix product it is, channels last."""
-    return F.linear(x_btc, conv.weight[..., 0], conv.bias)
-
-
-def dilated(conv: nn.Conv1d, x_btc: Tensor, length: int) -> Tensor:
-    """The last `length` outputs of a causal dilated convolution, channels last: one product over the stacked taps.
-
-    On a CPU conv1d's backward is slow when dilated; this was faster in one trial on a loaded machine, no benchmark yet.
-    """
-    taps, step = conv.kernel_size[0], conv.dilation[0]
-    missing = length + (taps - 1) * step - x_btc.size(1)
-    x_btc = F.pad(x_btc, (0, 0, missing, 0)) if missing > 0 else x_btc[:, -missing:]
-    stacked = torch.cat([x_btc[:, tap * step : tap * step + length] for tap in range(taps)], dim=-1)
-    return F.linear(stacked, conv.weight.transpose(1, 2).flatten(1), conv.bias)
+def _last_steps(x_brt: Tensor, length: int) -> Tensor:
+    """The last `length` steps; steps before the first one are zero."""
+    missing = length - x_brt.size(-1)
+    return F.pad(x_brt, (missing, 0)) if missing > 0 else x_brt[..., -length:]
 
 
 class DilatedStack(nn.Module):
     """`stacks` times dilations 1, 2, 4, ... 2^(layers_per_stack-1), and the sum of the skip connections.
 
-    The skip 1x1s of all blocks are ONE 1x1 over the concatenated z (the same function, one large product).
+    The skip 1x1s of all blocks are one 1x1 over the concatenated z: the same function as one large product.
     """
 
-    def __init__(self, *, layers_per_stack, stacks, kernel_size, residual, gate, skip, condition=0, scale=False):
+    def __init__(
+        self,
+        *,
+        layers_per_stack: int,
+        stacks: int,
+        kernel_size: int,
+        residual: int,
+        gate: int,
+        skip: int,
+        condition: int = 0,
+        scale: bool = False,
+    ):
         super().__init__()
         self.dilations = [2**layer for _ in range(stacks) for layer in range(layers_per_stack)]
         self.kernel_size, final = kernel_size, len(self.dilations) - 1
@@ -116,13 +122,11 @@ class DilatedStack(nn.Module):
         """
         total = x_brt.size(-1)
         last, reach, z_list = last or total, self.reach, []
-        x_btr = x_brt.transpose(1, 2)
-        condition_btc = None if condition_bct is None else condition_bct.transpose(1, 2)
         for i, block in enumerate(self.blocks):
             if inputs is not None:
-                inputs.append(x_btr.transpose(1, 2))
+                inputs.append(x_brt)
             reach -= block.reach
-            bias_b1g = None if biases_bkg is None else biases_bkg[:, i, None, :]
-            x_btr, z_btg = block(x_btr, min(total, last + reach), bias_b1g, condition_btc)
-            z_list.append(z_btg[:, -last:])
-        return pointwise(self.skip, torch.cat(z_list, dim=-1)).transpose(1, 2)
+            bias_bg1 = None if biases_bkg is None else biases_bkg[:, i, :, None]
+            x_brt, z_bgt = block(x_brt, min(total, last + reach), bias_bg1, condition_bct)
+            z_list.append(z_bgt[..., -last:])
+        return self.skip(torch.cat(z_list, dim=1))
