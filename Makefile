@@ -34,7 +34,7 @@ results: $(VENV)/.installed
 	$(BIN)/python -m quintet.harness.results
 
 bench: $(VENV)/.installed # all that need no data and no peers; kept by commit for benchmarks/compare.py
-	$(BIN)/python benchmarks/everything.py
+	$(BIN)/python -m benchmarks.everything
 
 $(VENV)/.installed: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.12 $(MAKECMDGOALS)")'

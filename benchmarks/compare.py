@@ -1,6 +1,6 @@
 """What became slower? The result files of two folders, row by row.
 
-    python benchmarks/compare.py logs/bench/<one commit> logs/bench/<another> [--threshold 0.1]
+    python -m benchmarks.compare logs/bench/<one commit> logs/bench/<another> [--threshold 0.1]
 
 `make bench` fills such a folder. Only rows with a unit of time, rate, memory or size are compared; what differs by more
 than the threshold is marked. Machines are noisy: run both commits on the same quiet one.
@@ -10,8 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from _common import one_line_errors
-
+from benchmarks.common import one_line_errors
 from quintet.common.errors import UserError
 from quintet.harness.results import read_result
 

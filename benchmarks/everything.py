@@ -1,7 +1,7 @@
 """Every benchmark that needs neither data nor peers, one after another; what it finds is kept by commit.
 
-    make bench                      # or: python benchmarks/everything.py [--into logs/bench/<name>] [--only crf ...]
-    python benchmarks/compare.py logs/bench/<one commit> logs/bench/<another>
+    make bench                      # or: python -m benchmarks.everything [--into logs/bench/<name>] [--only crf ...]
+    python -m benchmarks.compare logs/bench/<one commit> logs/bench/<another>
 
 About half an hour on two quiet cores. The tables of docs/results.md that have peers or real data beside them come from
 the same scripts with more options; each says in its first lines which.
@@ -13,22 +13,21 @@ import subprocess
 import sys
 from pathlib import Path
 
-from _common import REPOSITORY
-
+from benchmarks.common import REPOSITORY
 from quintet.harness.results import commit
 
-SCRIPTS = {  # result: script and options
-    "harness_startup": ["startup.py", "experiment=wavenet/sample", "trainer=cpu"],
-    "harness_overhead": ["overhead.py"],
-    "harness_ddp_scaling": ["scaling.py"],
-    "harness_checkpoints": ["checkpoints.py"],
-    "harness_loaders": ["loaders.py"],
-    "wavenet_generation": ["generation.py"],
-    "rare_memory_speed": ["memory.py", "--slots", "8192", "100000"],
-    "rare_events_episodes": ["episodes.py", "experiment=rare_events/sample"],
-    "deeplab_crf_speed": ["crf.py", "--images", "3"],
-    "deeplab_aspp_speed": ["aspp.py"],
-    "deeplab_training_speed": ["segmentation.py"],
+SCRIPTS = {  # result: module and options
+    "harness_startup": ["harness.startup", "experiment=wavenet/sample", "trainer=cpu"],
+    "harness_overhead": ["harness.overhead"],
+    "harness_ddp_scaling": ["harness.scaling"],
+    "harness_checkpoints": ["harness.checkpoints"],
+    "harness_loaders": ["harness.loaders"],
+    "wavenet_generation": ["wavenet.generation"],
+    "rare_memory_speed": ["rare_events.memory", "--slots", "8192", "100000"],
+    "rare_events_episodes": ["rare_events.episodes", "experiment=rare_events/sample"],
+    "deeplab_crf_speed": ["deeplab.crf", "--images", "3"],
+    "deeplab_aspp_speed": ["deeplab.aspp"],
+    "deeplab_training_speed": ["deeplab.segmentation"],
 }
 
 
@@ -45,9 +44,9 @@ def main() -> int:
     for name, (script, *options) in SCRIPTS.items():
         if not any(word in name for word in args.only):
             continue
-        print(f"\n== {name}: python benchmarks/{' '.join([script, *options])}", flush=True)
+        print(f"\n== {name}: python -m benchmarks.{' '.join([script, *options])}", flush=True)
         done = subprocess.run(
-            [sys.executable, f"benchmarks/{script}", *options, "--publish", name],
+            [sys.executable, "-m", f"benchmarks.{script}", *options, "--publish", name],
             cwd=REPOSITORY,
             env=os.environ | {"QUINTET_RESULTS": str(args.into.resolve())},
         )
