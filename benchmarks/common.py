@@ -13,6 +13,8 @@ from quintet.common.errors import UserError
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = Path(os.environ.get("QUINTET_RESULTS", REPOSITORY / "docs" / "results"))  # `make bench` has a folder a commit
 
+SECTION_S = 600  # a section's limit: far above what one needs on a busy machine, so that only a hang meets it
+
 
 def parser(description: str, result: str) -> argparse.ArgumentParser:
     """Options that every script has; what is left over are train.py overrides."""

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))  # a GPU machine may not have it installed
 
-from benchmarks.common import RESULTS, Skip, print_table, require, row, run_section
+from benchmarks.common import RESULTS, SECTION_S, Skip, print_table, require, row, run_section
 from quintet.papers.wavenet.network import WaveNet, WaveNetConfig
 
 ROUNDS = 3
@@ -280,17 +280,17 @@ def _seconds(setting: Setting, network: WaveNet, count: int, batch: int, backend
 
 # name: (section, seconds it may take)
 SECTIONS = {
-    "forward vs CPU": (forward_against_cpu, 60),
-    "generation equality": (generation_equality, 60),
-    "checkpoint resume": (checkpoint_resume, 40),
-    "training fp32": (lambda setting: training(setting, "fp32"), 40),
-    "training bf16": (lambda setting: training(setting, "bf16"), 40),
-    "training fp16": (lambda setting: training(setting, "fp16"), 40),
-    "Lightning bf16-mixed": (lambda setting: lightning_precision(setting, "bf16-mixed"), 60),
-    "Lightning 16-mixed": (lambda setting: lightning_precision(setting, "16-mixed"), 60),
-    "generation cuda_graph": (lambda setting: generation_speed(setting, "cuda_graph"), 90),
-    "generation eager": (lambda setting: generation_speed(setting, "eager"), 90),
-    "training bf16 + compile": (lambda setting: training(setting, "bf16", compiled=True), 150),
+    "forward vs CPU": (forward_against_cpu, SECTION_S),
+    "generation equality": (generation_equality, SECTION_S),
+    "checkpoint resume": (checkpoint_resume, SECTION_S),
+    "training fp32": (lambda setting: training(setting, "fp32"), SECTION_S),
+    "training bf16": (lambda setting: training(setting, "bf16"), SECTION_S),
+    "training fp16": (lambda setting: training(setting, "fp16"), SECTION_S),
+    "Lightning bf16-mixed": (lambda setting: lightning_precision(setting, "bf16-mixed"), SECTION_S),
+    "Lightning 16-mixed": (lambda setting: lightning_precision(setting, "16-mixed"), SECTION_S),
+    "generation cuda_graph": (lambda setting: generation_speed(setting, "cuda_graph"), SECTION_S),
+    "generation eager": (lambda setting: generation_speed(setting, "eager"), SECTION_S),
+    "training bf16 + compile": (lambda setting: training(setting, "bf16", compiled=True), SECTION_S),
 }
 
 
@@ -344,7 +344,7 @@ def main() -> None:
     options.add_argument("--papers", nargs="+", default=["wavenet", "deeplab"], choices=["wavenet", "deeplab"])
     options.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu")
     options.add_argument("--quick", action="store_true", help="a tiny network: does the script work?")
-    options.add_argument("--minutes", type=float, default=8.0, help="time for each paper")
+    options.add_argument("--minutes", type=float, default=30.0, help="time for each paper")
     options.add_argument("--publish", metavar="NAME", help="write docs/results/<paper>_NAME.json, e.g. gpu")
     args = options.parse_args()
     if args.device.startswith("cuda") and not torch.cuda.is_available():

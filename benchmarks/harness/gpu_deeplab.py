@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.common import Skip, require, row
+from benchmarks.common import SECTION_S, Skip, require, row
 from benchmarks.deeplab import aspp, segmentation
 from quintet.papers.deeplab.backbone import BackboneConfig
 from quintet.papers.deeplab.heads import DeepLabConfig
@@ -186,11 +186,11 @@ def lightning_precision(setting: Setting, precision: str) -> Iterator[dict]:
 
 # name: (section, seconds it may take)
 SECTIONS = {
-    "forward vs CPU": (forward_against_cpu, 60),
-    "CRF": (dense_crf, 120),
-    "ASPP": (aspp_ways, 60),
-    "Lightning bf16-mixed": (lambda setting: lightning_precision(setting, "bf16-mixed"), 60),
-    "Lightning 16-mixed": (lambda setting: lightning_precision(setting, "16-mixed"), 60),
-    "speed bf16": (lambda setting: speeds(setting, "bf16"), 120),
-    "speed fp32": (lambda setting: speeds(setting, "fp32"), 120),
+    "forward vs CPU": (forward_against_cpu, SECTION_S),
+    "CRF": (dense_crf, SECTION_S),
+    "ASPP": (aspp_ways, SECTION_S),
+    "Lightning bf16-mixed": (lambda setting: lightning_precision(setting, "bf16-mixed"), SECTION_S),
+    "Lightning 16-mixed": (lambda setting: lightning_precision(setting, "16-mixed"), SECTION_S),
+    "speed bf16": (lambda setting: speeds(setting, "bf16"), SECTION_S),
+    "speed fp32": (lambda setting: speeds(setting, "fp32"), SECTION_S),
 }

@@ -4,6 +4,8 @@ import pytest
 
 from benchmarks.deeplab import aspp as bench
 
+pytestmark = pytest.mark.slow
+
 
 def test_rows_and_their_summary():
     chosen = [bench.Case(8, 1, side, 16, precision) for side, precision in ((9, "fp32"), (5, "bf16"))]

@@ -12,6 +12,8 @@ from benchmarks.deeplab import crf as bench
 from quintet.common.errors import UserError
 from quintet.papers.deeplab.module import DeepLabModule
 
+pytestmark = pytest.mark.slow
+
 SETTING = bench.Setting(images=1, repeats=1, threads=2, size=(40, 48), iterations=2)
 
 

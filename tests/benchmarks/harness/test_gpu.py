@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from benchmarks import common
+from benchmarks.common import SECTION_S
 from benchmarks.harness import gpu, gpu_deeplab
 from quintet.harness import results
+
+pytestmark = pytest.mark.slow
 
 Skip, row, run_section = common.Skip, common.row, common.run_section
 
@@ -45,13 +48,13 @@ def test_a_wrong_crf_and_a_wrong_head_are_noticed(monkeypatch):
 
     infer = crf.infer
     monkeypatch.setattr(crf, "infer", lambda probabilities, image, config: infer(probabilities[::-1], image, config))
-    *_, entry = run_section("CRF", lambda: gpu_deeplab.dense_crf(setting), 60)
+    *_, entry = run_section("CRF", lambda: gpu_deeplab.dense_crf(setting), SECTION_S)
     assert entry["value"].startswith("failed: only")
     forward = gpu_deeplab.DeepLab.forward
     monkeypatch.setattr(
         gpu_deeplab.DeepLab, "forward", lambda self, x: forward(self, x) * (1 if x.dtype == torch.float64 else 1.01)
     )
-    [entry] = run_section("forward", lambda: gpu_deeplab.forward_against_cpu(setting), 60)
+    [entry] = run_section("forward", lambda: gpu_deeplab.forward_against_cpu(setting), SECTION_S)
     assert entry["value"].startswith("failed: scores of resnet18 differ")
 
 
@@ -64,15 +67,15 @@ def test_a_wrong_network_is_noticed(setting, monkeypatch):
         return logits + 0.01 if logits.dtype == torch.float32 else logits
 
     monkeypatch.setattr(gpu.WaveNet, "forward", shifted)
-    [entry] = run_section("forward", lambda: gpu.forward_against_cpu(setting), 30)
+    [entry] = run_section("forward", lambda: gpu.forward_against_cpu(setting), SECTION_S)
     assert entry["value"].startswith("failed: logits differ")
-    [entry] = run_section("equality", lambda: gpu.generation_equality(setting), 30)
+    [entry] = run_section("equality", lambda: gpu.generation_equality(setting), SECTION_S)
     assert entry["value"].startswith("failed: eager queues")
 
 
 def test_a_resume_that_forgets_the_optimiser_is_noticed(setting, monkeypatch):
     monkeypatch.setattr(torch.optim.Adam, "load_state_dict", lambda self, state: None)
-    [entry] = run_section("resume", lambda: gpu.checkpoint_resume(setting), 30)
+    [entry] = run_section("resume", lambda: gpu.checkpoint_resume(setting), SECTION_S)
     assert entry["value"].startswith("failed: resumed weights differ")
 
 

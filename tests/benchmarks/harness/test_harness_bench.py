@@ -8,6 +8,8 @@ import pytest
 from benchmarks import everything
 from benchmarks.harness import checkpoints, loaders, overhead, samples, scaling
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_checkpoint_holds_the_optimiser_too(tmp_path):
     overrides = samples.overrides_of("influence/sample", str(tmp_path))
@@ -53,4 +55,5 @@ def test_efficiency_is_of_the_same_work_in_each_process(monkeypatch):
 
 def test_every_script_of_make_bench_is_there():
     folder = Path(everything.__file__).parent
-    assert all((folder / script).is_file() for script, *_ in everything.SCRIPTS.values())
+    scripts = [script.replace(".", "/") for script, *_ in everything.SCRIPTS.values()]
+    assert all((folder / f"{script}.py").is_file() for script in scripts)

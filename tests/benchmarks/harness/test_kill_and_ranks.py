@@ -5,7 +5,10 @@ import os
 import subprocess
 import sys
 
+import pytest
 from commands import REPOSITORY
+
+pytestmark = pytest.mark.slow
 
 
 def run(script, *arguments):

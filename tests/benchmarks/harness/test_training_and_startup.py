@@ -12,6 +12,8 @@ from benchmarks import common
 from benchmarks.harness import startup, training
 from quintet.common.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def overrides(tmp_path_factory):

@@ -20,6 +20,8 @@ from benchmarks.influence.accuracy import Accuracy
 from benchmarks.influence.cases import CASES, Candidate
 from benchmarks.influence.problem import Problem, fit_linear, linear_exact
 
+pytestmark = pytest.mark.slow
+
 SCRIPTS = {"benchmarks.influence.ours": influence_ours.main, "benchmarks.influence.loo": influence_loo.main}
 
 

@@ -8,6 +8,8 @@ import pytest
 from benchmarks import common
 from benchmarks.rare_events import episodes, pixel_baseline
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["data=glyphs_sample", "data.source.characters=7", "data.source.drawers=6", "data.val_alphabets=0",
          "model=rare_events", "model.network.channels=[4,4]", "model.network.width=8"]  # fmt: skip
 

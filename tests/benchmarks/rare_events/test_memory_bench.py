@@ -6,6 +6,8 @@ import torch
 pytest.importorskip("faiss")
 from benchmarks.rare_events import memory as bench
 
+pytestmark = pytest.mark.slow
+
 SETTING = bench.Setting(slots=[400], batches=[3], width=16, neighbours=5, repeats=1, queries=20)
 
 
