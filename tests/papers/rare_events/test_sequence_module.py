@@ -47,7 +47,7 @@ def train(module, *batches):
 
 
 def state_of(module):
-    return {name: tensor.clone() for name, tensor in module.state_dict().items() if "tokens.memory" in name}
+    return {name: tensor.clone() for name, tensor in module.state_dict().items() if "token_memory.memory" in name}
 
 
 def same(left, right):
@@ -191,7 +191,7 @@ def test_checkpoint_is_plain_and_brings_the_memory_back(kind, tmp_path):
     loaded = kind.load_from_checkpoint(tmp_path / "m.ckpt", weights_only=True).eval()
     torch.testing.assert_close(loaded.example_losses(BATCH), module.example_losses(BATCH), rtol=0, atol=0)
     other = module_of(kind, MEMORY | {"slots": 32})
-    with pytest.raises(UserError, match=r"not of this \w+: 3 tensors differ, first 'tokens\.memory"):
+    with pytest.raises(UserError, match=r"not of this \w+: 3 tensors differ, first 'token_memory\.memory"):
         other.on_load_checkpoint(torch.load(tmp_path / "m.ckpt", weights_only=True))
 
 

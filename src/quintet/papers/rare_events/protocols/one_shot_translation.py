@@ -44,11 +44,11 @@ class OneShotTranslation:
             texts["no_memory"] = self._translate(module, datamodule, asked)
         if module.memory is not None:
             texts["memory"] = self._translate(module, datamodule, asked)
-            with module.memory.preserved():
+            with module.memory.snapshot():
                 self._show(module, datamodule, "test", shown)
                 texts["shown"] = self._translate(module, datamodule, asked)
         if module.memory is not None and self.larger_slots is not None:
-            with module.tokens.enlarged(self.larger_slots):
+            with module.token_memory.enlarged(self.larger_slots):
                 rows = range(len(datamodule.sets["train"]))
                 self._show(module, datamodule, "train", rows, self.larger_max_count)
                 texts["larger"] = self._translate(module, datamodule, asked)

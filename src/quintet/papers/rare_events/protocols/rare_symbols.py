@@ -38,7 +38,7 @@ class RareSymbols:
             answers = {"no_memory": self._answers(module, datamodule, asked)}
         if module.memory is not None:
             answers["memory"] = self._answers(module, datamodule, asked)
-            with module.memory.preserved():
+            with module.memory.snapshot():
                 for batch in self._batches(module, datamodule, shown):
                     module.show(batch)
                 answers["shown"] = self._answers(module, datamodule, asked)
