@@ -69,7 +69,7 @@ class SequenceModule(PaperModule):
         super().__init__()
         if not 0 <= label_smoothing < 1:
             raise UserError(f"model.label_smoothing={label_smoothing} must be at least 0 and below 1")
-        config = from_mapping(self.config_type, network, "model.network")
+        config: Any = from_mapping(self.config_type, network, "model.network")
         self.optimizer_config = from_mapping(OptimizerConfig, optimizer, "model.optimizer")
         self.recall_config = from_mapping(RecallConfig, recall or {}, "model.recall")
         memory_config = memory_config_or_none(memory)

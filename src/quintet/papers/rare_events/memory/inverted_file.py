@@ -3,6 +3,7 @@
 Legend: B queries, N filled rows, d width, k neighbours.
 """
 
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ class InvertedFileSearch(IndexedSearch):
         self.register_buffer("learned", torch.zeros(3, dtype=torch.int64))
 
     def build(self, keys_nd: Tensor) -> Any:
-        import faiss
+        faiss: Any = import_module("faiss")  # its generated names are unknown to the type checker
 
         lists = int(self.learned[0])
         if not lists:
