@@ -422,3 +422,16 @@ def test_two_ranks_share_the_encoders_gradients_in_stage_two(tmp_path):
     trainer.fit(module, Captions())
     apart, moved = torch.load(tmp_path / "apart.pt")
     assert apart == 0 and moved > 1e-4
+
+
+def test_tensors_of_earlier_versions_get_their_present_names():
+    old = ["network.standardise.measured", "network.standardise.mean", "network.output.weight", "tokens.memory.stamps",
+           "tokens.memory.hints", "tokens.mix.weight"]  # fmt: skip
+    assert list(ShowAndTellModule.renamed(dict.fromkeys(old))) == [
+        "network.feature_norm.fitted",
+        "network.feature_norm.mean",
+        "network.output.weight",
+        "token_memory.memory.last_used",
+        "token_memory.memory.slot_of_value",
+        "token_memory.mix.weight",
+    ]

@@ -163,8 +163,8 @@ def plot(path: Path, rows: list[tuple], slots: int) -> Path:
     axis = figure.subplots()
     axis.errorbar(middle, mean, interval, marker="o", capsize=3, label="answered right")
     axis.plot(middle, expected, "-.", color="tab:orange", label="same history, any age")
-    axis.plot(middle, stored, "--", color="grey", label="class still stored")
-    axis.plot(middle, chance, ":", color="grey", label="chance")
+    axis.plot(middle, stored, "--", color="gray", label="class still stored")
+    axis.plot(middle, chance, ":", color="gray", label="chance")
     axis.set(xscale="log", ylim=(0, 1.02), xlabel="images since the class was last shown", ylabel="fraction of images",
              title=f"A memory of {slots} slots that is never cleared")  # fmt: skip
     axis.legend(loc="lower left")
