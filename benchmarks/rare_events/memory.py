@@ -22,9 +22,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.common import report, row
-from quintet.papers.rare_events.memory.index import recall
-from quintet.papers.rare_events.memory.memory import Memory, MemoryConfig
-from quintet.papers.rare_events.memory.search import make_search
+from quintet.papers.rare_events.memory.memory import SEARCH_TYPES, Memory, MemoryConfig
+from quintet.papers.rare_events.memory.search import recall
 
 NUM_VALUES = 1000
 NOISE = 0.5  # length of what is added to a unit centre or key
@@ -125,7 +124,7 @@ def full_memory(config: MemoryConfig, keys: Tensor) -> Memory:
     memory = Memory(config, NUM_VALUES)
     state = memory.state_dict()
     state["keys"], state["values"] = keys, torch.randint(NUM_VALUES, (config.slots,))
-    state["stamps"], state["step"] = torch.randperm(config.slots) // 16, torch.tensor(config.slots // 16 + 1)
+    state["last_used"], state["step"] = torch.randperm(config.slots) // 16, torch.tensor(config.slots // 16 + 1)
     memory.load_state_dict(state, strict=False)
     return memory.train()
 
@@ -197,7 +196,7 @@ def queries_alone(setting: Setting, keys: Tensor, ask: Callable[[int], Tensor]) 
     """Our exact search and faiss' flat index, k neighbours each."""
     import faiss
 
-    search, k = make_search(setting.config(len(keys))), setting.neighbours
+    search, k = SEARCH_TYPES["exact"](setting.config(len(keys))), setting.neighbours
     faiss.omp_set_num_threads(torch.get_num_threads())
     flat = faiss.IndexFlatIP(setting.width)
     flat.add(keys.numpy())
@@ -217,10 +216,10 @@ def queries_alone(setting: Setting, keys: Tensor, ask: Callable[[int], Tensor]) 
 def approximate(setting: Setting, kind: str, keys: Tensor, ask: Callable[[int], Tensor]) -> Iterator[dict]:
     """Time, recall and extra memory of the approximate searches beside the exact one, on one kind of keys."""
     k, batch, some = setting.neighbours, setting.batches[0], ask(setting.queries)
-    exact = make_search(setting.config(len(keys)))
+    exact = SEARCH_TYPES["exact"](setting.config(len(keys)))
     searches, found = {"exact": exact}, {}
     for name, tried in PROBES.items():
-        search = make_search(setting.config(len(keys), name))
+        search = SEARCH_TYPES[name](setting.config(len(keys), name))
         began = time.perf_counter()
         search.nearest(some[:1], keys, 1)  # makes the index
         built = time.perf_counter() - began

@@ -2,12 +2,14 @@
 
 from bisect import bisect_right
 from dataclasses import dataclass, fields
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
 
 from quintet.common.errors import UserError
 
+T = TypeVar("T")
 SCHEDULES = ("constant", "halve_every", "exponential", "step_down", "poly", "step")
 
 
@@ -88,11 +90,11 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig, groups: list[dic
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
 
 
-def from_mapping(cls: type, values: object, where: str) -> object:
+def from_mapping(cls: type[T], values: Any, where: str) -> T:
     """The dataclass `cls` from a plain mapping; an unknown key is a UserError that lists the legal ones."""
     if isinstance(values, cls):
         return values
-    legal = [field.name for field in fields(cls)]
+    legal = [field.name for field in fields(cast(Any, cls))]
     unknown = [key for key in values if key not in legal]
     if unknown:
         raise UserError(f"{where} has no key {unknown[0]!r}: legal keys are {', '.join(legal)}")

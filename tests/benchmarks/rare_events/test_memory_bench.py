@@ -17,7 +17,7 @@ def test_the_looped_peers_write_what_the_memory_writes():
     keys, ask = bench.clustered(40, 16)
     config = bench.MemoryConfig(slots=40, width=16, neighbours=5, projection=False, age_noise=0.0)
     ours = bench.full_memory(config, keys)
-    ours.stamps.copy_(torch.randperm(40))
+    ours.last_used.copy_(torch.randperm(40))
     loops = [bench.LoopedMemory(ours, batched) for batched in (False, True)]
     for step in range(60):
         query_bd = ask(1)

@@ -18,7 +18,7 @@ from quintet.common.errors import UserError
 from quintet.metrics.captions import CaptionMetrics
 from quintet.metrics.captions.bleu import CaptionBLEU
 from quintet.metrics.captions.cider import cider_d
-from quintet.metrics.captions.meteor import _align, _stem, normalised, segment
+from quintet.metrics.captions.meteor import _align, _stem, normalized, segment
 from quintet.metrics.captions.metrics import NAMES, scores
 from quintet.metrics.captions.rouge import common_subsequence, rouge_l
 from quintet.metrics.captions.tokenizer import tokenize
@@ -64,7 +64,7 @@ def test_each_image_as_the_java_tools_score():
     assert [*map(rouge_l, ours, theirs)] == pytest.approx(JAVA_ROUGE, abs=1e-12)
     assert cider_d(ours, theirs) == pytest.approx(JAVA_CIDER, abs=1e-12)
     each = [
-        segment(normalised(words), [*map(normalised, texts)]).score() for words, texts in zip(ours, theirs, strict=True)
+        segment(normalized(words), [*map(normalized, texts)]).score() for words, texts in zip(ours, theirs, strict=True)
     ]
     assert each == pytest.approx(JAVA_METEOR, abs=1e-12)
 

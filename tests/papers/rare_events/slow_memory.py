@@ -14,7 +14,7 @@ class SlowMemory:
         self.keys = [None] * slots
         self.values = [-1] * slots
         self.ages = [0] * slots
-        self.hints = [-1] * num_values
+        self.slot_of_value = [-1] * num_values
 
     def similarity(self, query: torch.Tensor, slot: int) -> float:
         return float(query @ self.keys[slot])
@@ -32,8 +32,8 @@ class SlowMemory:
 
     def loss(self, query: torch.Tensor, value: int, hint: bool) -> float:
         found = self.neighbours(query)
-        if hint and self.hints[value] != -1:
-            found.append(self.hints[value])
+        if hint and self.slot_of_value[value] != -1:
+            found.append(self.slot_of_value[value])
         right = [self.similarity(query, slot) for slot in found if self.values[slot] == value]
         wrong = [self.similarity(query, slot) for slot in found if self.values[slot] != value]
         if not right and not wrong:
@@ -55,7 +55,7 @@ class SlowMemory:
         for b, slot in chosen.items():
             self.keys[slot], self.values[slot], self.ages[slot] = queries[b], values[b], 0
         for b, value in enumerate(values):
-            self.hints[value] = nearest[b][0] if hit[b] else chosen[b]
+            self.slot_of_value[value] = nearest[b][0] if hit[b] else chosen[b]
 
     def oldest(self, count: int, matched: set[int], noise) -> list[int]:
         empty = [slot for slot in range(len(self.values)) if self.values[slot] == -1][:count]

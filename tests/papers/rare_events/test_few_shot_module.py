@@ -92,7 +92,7 @@ def test_an_episode_step_is_the_gradient_of_the_mean_margin_loss():
     wanted = [p.grad.clone() for p in module.parameters()]
     module.zero_grad()
     module.memory.clear()
-    module._stream(batch.images, own_values(batch.labels)).mean().backward()
+    module._losses(batch.images, own_values(batch.labels), batch.classes).mean().backward()
     for parameter, gradient in zip(module.parameters(), wanted, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
     assert any(gradient.abs().max() > 0 for gradient in wanted)
@@ -141,7 +141,7 @@ def test_an_episodes_loss_is_its_own(slots):
     for b in range(3):
         module.memory.clear()
         module.memory.step.zero_()
-        alone = module._stream(batch.images[b : b + 1], batch.labels[b : b + 1]).mean()
+        alone = module._losses(*(part[b : b + 1] for part in (batch.images, batch.labels, batch.classes))).mean()
         torch.testing.assert_close(together[b], alone)
     assert len(set(together.tolist())) == 3
 
@@ -154,7 +154,7 @@ def test_without_memory_it_classifies_and_its_embedding_remembers(memory):
     wanted = torch.nn.functional.cross_entropy(logits, batch.classes.flatten())
     torch.testing.assert_close(module.example_losses(batch).mean(), wanted)
     assert (module.predict_episodes(batch) == batch.labels)[batch.showing == 3].float().mean() > 0.8
-    with pytest.raises(UserError, match="no memory to ask"):
+    with pytest.raises(UserError, match="no memory to query"):
         module(batch.images[:, 0])
     first = module.state_dict()["classifier.weight"].clone()
     assert trained(module).global_step == 5 * 12  # as many steps on the same images as with memory

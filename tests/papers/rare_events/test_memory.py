@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from slow_memory import SlowMemory
 
 from quintet.common.errors import UserError
+from quintet.papers.rare_events.memory.lru import LeastRecentlyUsed
 from quintet.papers.rare_events.memory.memory import Memory, MemoryAnswer, MemoryConfig
-from quintet.papers.rare_events.memory.oldest import OldestSlots
 
 
 def make(num_values: int = 6, **settings_) -> Memory:
@@ -66,7 +66,7 @@ def test_random_streams_follow_the_rules_written_out(seed, slots, neighbours, nu
         torch.testing.assert_close(losses_b.tolist(), expected_losses, rtol=1e-4, atol=1e-5)
         # Equal ages: the lower slot goes first in both.
         slow.write(rows, value_b.tolist(), noise=lambda slots: [0.0] * len(slots))
-        assert memory.values.tolist() == slow.values and memory.hints.tolist() == slow.hints
+        assert memory.values.tolist() == slow.values and memory.slot_of_value.tolist() == slow.slot_of_value
         filled = memory.filled
         assert memory.ages[:filled].tolist() == slow.ages[:filled]
         torch.testing.assert_close(memory.keys[:filled].double(), torch.stack(slow.keys[:filled]), rtol=0, atol=2e-6)
@@ -89,13 +89,6 @@ def test_the_confidence_is_the_softmax_weight_among_the_k_nearest():
     expected = math.exp(3) / (math.exp(3) + math.exp(3 * 0.8))
     assert answer.value.tolist() == [0] and answer.slots.tolist() == [[0, 1]]
     assert float(answer.confidence) == pytest.approx(expected, abs=1e-6)
-    query = unit([1, 0.2]).requires_grad_()
-    weight = memory.confidence(query, memory.read(query))
-    torch.testing.assert_close(weight, memory.read(query).confidence)
-    step = torch.tensor([[0.0, 1e-3]])
-    slope = (memory.read(query + step).confidence - memory.read(query - step).confidence) / 2e-3
-    weight.sum().backward()
-    torch.testing.assert_close(query.grad[:, 1], slope, rtol=1e-2, atol=1e-4)
 
 
 def test_an_empty_memory_says_so_and_value_0_is_not_taken_for_empty():
@@ -103,7 +96,6 @@ def test_an_empty_memory_says_so_and_value_0_is_not_taken_for_empty():
     answer, losses_b = memory(torch.randn(3, 5), torch.tensor([0, 0, 1]), write=False)
     assert answer.value.tolist() == [-1] * 3 and answer.confidence.tolist() == [0.0] * 3
     assert (answer.slots == -1).all() and (answer.similarity == -torch.inf).all() and losses_b.tolist() == [0.0] * 3
-    assert memory.confidence(torch.randn(3, 5), answer).tolist() == [0.0] * 3
     assert memory.filled == 0 and int(memory.step) == 0  # write=False
 
 
@@ -173,7 +165,7 @@ def test_new_examples_of_one_value_get_a_slot_each_and_the_hint_is_the_last():
     memory = make()
     memory(unit([1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 1, 0, 0]), torch.tensor([3, 1, 3]))
     assert memory.values[:4].tolist() == [3, 1, 3, -1]
-    assert memory.hints.tolist() == [-1, 1, -1, 2, -1, -1]
+    assert memory.slot_of_value.tolist() == [-1, 1, -1, 2, -1, -1]
 
 
 def test_misses_take_different_slots_and_none_that_the_batch_matched():
@@ -193,11 +185,11 @@ def test_the_oldest_are_chosen_by_age_plus_noise(seed, noise, count):
     """Never one that could not have won, whatever the noise; the same with and without the list that is kept."""
     random = torch.Generator().manual_seed(seed)
     stamps = torch.randint(40, (60,), generator=random)
-    kept = OldestSlots(noise, seed, small=10, kept=20)
+    kept = LeastRecentlyUsed(noise, seed, small=10, kept=20)
     for step in range(40, 52):
         taken = torch.randperm(60, generator=random)[:3]
         chosen = kept.choose(stamps, count, taken, step)
-        assert torch.equal(chosen, OldestSlots(noise, seed).choose(stamps, count, taken, step))
+        assert torch.equal(chosen, LeastRecentlyUsed(noise, seed).choose(stamps, count, taken, step))
         assert len(chosen.unique()) == count and not torch.isin(chosen, taken).any()
         others = torch.tensor([slot for slot in range(60) if slot not in chosen and slot not in taken])
         assert stamps[chosen].max() - stamps[others].min() <= 2 * noise
@@ -211,7 +203,7 @@ def test_the_noise_is_uniform_and_comes_from_the_seed_and_step(apart):
     stamps = torch.tensor([apart, 0])
 
     def younger(seed: int, steps: int) -> list[bool]:
-        oldest = OldestSlots(8.0, seed)
+        oldest = LeastRecentlyUsed(8.0, seed)
         return [int(oldest.choose(stamps, 1, stamps[:0], step)) == 0 for step in range(steps)]
 
     wins = younger(1, 2000)
@@ -236,7 +228,7 @@ def test_the_hint_helps_the_loss_in_training_only_and_never_the_answer():
 def test_a_stale_hint_is_a_wrong_neighbour():
     """Slot 0 was written for value 0 and then overwritten by value 2."""
     memory = filled_with([[0.8, 0.6], [0, 1], [-1, 0]], [0, 1, 2], slots=2, neighbours=1)
-    assert memory.values.tolist() == [2, 1] and memory.hints[0] == 0
+    assert memory.values.tolist() == [2, 1] and memory.slot_of_value[0] == 0
     loss = memory.losses(unit([-0.6, 0.8]), torch.tensor([0]), hint=True)
     assert float(loss) == pytest.approx(0.8 + 0.1)  # the nearest wrong one is slot 1, then the hint with 0.6
 
@@ -251,7 +243,7 @@ def test_bad_queries_and_values_leave_the_memory_untouched(bad):
     with pytest.raises(UserError, match="NaN or infinite"):
         memory(x, torch.tensor([0, 1]))
     for values in ([0, 6], [-1, 0]):
-        with pytest.raises(UserError, match=r"knows 0\.\.5"):
+        with pytest.raises(UserError, match=r"its values are 0\.\.5"):
             memory(torch.randn(2, 5), torch.tensor(values))
     with pytest.raises(UserError, match="one value a query"):
         memory(torch.randn(2, 5), torch.tensor([0]))
@@ -280,16 +272,16 @@ def test_settings_that_make_no_sense(settings_, named):
         make(**settings_)
 
 
-def test_preserved_is_bit_identical_whatever_happens_inside():
+def test_a_snapshot_is_bit_identical_whatever_happens_inside():
     memory = make(age_noise=8.0)
     memory(torch.randn(6, 5), torch.arange(6))
     before = {name: tensor.clone() for name, tensor in memory.state_dict().items()}
-    with pytest.raises(RuntimeError, match="inside"), memory.preserved():
+    with pytest.raises(RuntimeError, match="inside"), memory.snapshot():
         memory(torch.randn(5, 5), torch.arange(5))
-        with memory.preserved():
+        with memory.snapshot():
             memory(torch.randn(5, 5), torch.arange(5))
         memory.clear()
-        assert memory.filled == 0 and (memory.values == -1).all() and (memory.hints == -1).all()
+        assert memory.filled == 0 and (memory.values == -1).all() and (memory.slot_of_value == -1).all()
         memory(torch.randn(12, 5), torch.arange(12) % 6)
         memory(torch.randn(12, 5), torch.arange(12) % 6)
         assert not states_equal(before, memory.state_dict())
@@ -301,7 +293,7 @@ def test_a_resumed_memory_goes_on_exactly_and_touches_no_other_random_state():
     stream = [(torch.randn(4, 5), torch.randint(6, (4,))) for _ in range(40)]
     memory, resumed = make(slots=30, age_noise=1.0), make(slots=30, age_noise=1.0)
     for one in (memory, resumed):
-        one._oldest.small, one._oldest.kept = 10, 20  # as in large memories, which keep a list of old slots
+        one._lru.small, one._lru.kept = 10, 20  # as in large memories, which keep a list of old slots
     for x, value in stream[:20]:
         memory(x, value)
     for x, value in stream[::-1]:
@@ -320,7 +312,7 @@ def test_every_step_has_its_own_noise():
     memory(torch.randn(8, 5), torch.zeros(8, dtype=torch.int64))
     chosen = []
     for value in range(1, 6):
-        expected = OldestSlots(8.0, 3).choose(memory.stamps.clone(), 1, memory.stamps[:0], int(memory.step))
+        expected = LeastRecentlyUsed(8.0, 3).choose(memory.last_used.clone(), 1, memory.last_used[:0], int(memory.step))
         memory.write(torch.randn(1, 5), torch.tensor([value]), NO_ANSWER)
         chosen.append(int((memory.values == value).nonzero()))
         assert chosen[-1] == int(expected)
@@ -332,7 +324,7 @@ def test_the_state_fits_a_weights_only_checkpoint_and_no_other_memory(tmp_path):
     memory(torch.randn(4, 5), torch.arange(4))
     torch.save(memory.state_dict(), tmp_path / "memory.pt")
     state = torch.load(tmp_path / "memory.pt", weights_only=True)
-    assert {"keys", "values", "stamps", "hints", "step"} == set(state)
+    assert {"keys", "values", "last_used", "slot_of_value", "step"} == set(state)
     for other in (make(slots=13), make(num_values=7), make(width=6)):
         with pytest.raises(UserError, match=r"checkpoint's memory .*model\.memory"):
             other.load_state_dict(state)
@@ -367,7 +359,7 @@ def test_autocast_and_low_precision_modules_keep_float32_queries_and_keys(dtype)
 def test_inference_mode_writes_a_memory_that_training_can_go_on_with():
     """Lightning evaluates in inference mode."""
     memory = make()
-    with torch.inference_mode(), memory.preserved():
+    with torch.inference_mode(), memory.snapshot():
         memory(torch.randn(4, 5), torch.arange(4))
         memory.clear()
         memory(torch.randn(4, 5), torch.arange(4))

@@ -100,9 +100,12 @@ def test_the_query_is_the_slice_at_the_output_position():
 def test_refusals():
     model = network()
     longer = [TARGETS[0], [*TARGETS[1], 5], TARGETS[2]]  # the second one by one token, hidden in a padded batch
-    with pytest.raises(UserError, match="at most one token per source token: 3 outputs for 2; use model=translator"):
+    with pytest.raises(
+        UserError,
+        match=r"one token for each source token, .* 3 outputs for 2 source tokens: use model=translator",
+    ):
         model(padded(SOURCES), lengths(SOURCES), padded(longer))
     with pytest.raises(UserError, match="kernel_size=2 must be odd"):
         NeuralGPUConfig(kernel_size=2)
-    with pytest.raises(UserError, match="steps=0: give 1 or more, or null"):
+    with pytest.raises(UserError, match="steps=0 must be at least 1, or null"):
         NeuralGPUConfig(steps=0)

@@ -7,10 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quintet.papers.rare_events.memory import index
-from quintet.papers.rare_events.memory.index import ExactSearch, cosines, merge, recall, top_k
-from quintet.papers.rare_events.memory.memory import Memory, MemoryConfig
-from quintet.papers.rare_events.memory.search import make_search
+from quintet.papers.rare_events.memory import search as searches
+from quintet.papers.rare_events.memory.memory import SEARCH_TYPES, Memory, MemoryConfig
+from quintet.papers.rare_events.memory.search import ExactSearch, cosines, merge, recall, top_k
 
 pytest.importorskip("faiss")
 BACKENDS = {
@@ -21,6 +20,10 @@ BACKENDS = {
 
 def config(**settings_) -> MemoryConfig:
     return MemoryConfig(**{"slots": 3000, "width": 32, "neighbours": 10, "projection": False, **settings_})
+
+
+def make_search(config: MemoryConfig) -> ExactSearch:
+    return SEARCH_TYPES[config.search](config)
 
 
 def unit(*shape: int) -> torch.Tensor:
@@ -89,7 +92,7 @@ def test_recall_on_clustered_keys(name):
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_a_search_of_every_list_or_bucket_is_exact_through_a_life_of_changes(name):
-    """Writes, clearing, `preserved` with clearing inside, growth beyond: after each, what an exact memory finds."""
+    """Writes, clearing, `snapshot` with clearing inside, growth beyond: after each, what an exact memory finds."""
     torch.manual_seed(1)
     everything = {"lsh": {"lsh_tables": 2, "lsh_bits": 3, "lsh_probes": 8}, "faiss": {"faiss_probes": 99}}[name]
     shared = {"slots": 300, "width": 8, "neighbours": 7, "age_noise": 8.0}
@@ -107,9 +110,9 @@ def test_a_search_of_every_list_or_bucket_is_exact_through_a_life_of_changes(nam
                 memory.write(query_bd, value_b, answers[1])
 
     same(8)
-    with fast.preserved(), plain.preserved():
+    with fast.snapshot(), plain.snapshot():
         same(8)  # overwrites and grows
-        with fast.preserved(), plain.preserved():
+        with fast.snapshot(), plain.snapshot():
             same(2)
         fast.clear(), plain.clear()
         same(5)
@@ -155,13 +158,13 @@ def test_a_memory_is_searched_with_other_lists_than_it_was_trained_with():
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_preserved_restores_what_a_search_has_learned(name):
+def test_a_snapshot_restores_what_a_search_has_learned(name):
     memory = Memory(config(search=name, exact_below=100, slots=600, **BACKENDS[name]), 5)
     for _ in range(3):
         memory(unit(100, 32), torch.arange(100) % 5)
     memory.read(unit(1, 32))
     before = {key: tensor.clone() for key, tensor in memory.state_dict().items()}
-    with memory.preserved():
+    with memory.snapshot():
         for _ in range(12):
             memory(unit(100, 32), torch.arange(100) % 5)
     assert all(torch.equal(tensor, before[key]) for key, tensor in memory.state_dict().items())
@@ -182,7 +185,7 @@ def test_hashing_tries_the_buckets_across_the_nearest_planes():
 
 def test_small_memories_are_searched_exactly(monkeypatch):
     memory = Memory(config(search="lsh", exact_below=50), 5)
-    monkeypatch.setattr(index.IndexedSearch, "_follow", lambda *_: pytest.fail("indexed"))
+    monkeypatch.setattr(searches.IndexedSearch, "_update_index", lambda *_: pytest.fail("indexed"))
     memory(unit(50, 32), torch.arange(50) % 5)
     assert memory.read(unit(3, 32)).value.min() >= 0
 

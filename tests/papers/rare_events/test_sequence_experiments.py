@@ -71,7 +71,7 @@ def test_a_stopped_and_resumed_run_ends_bit_for_bit_like_a_whole_one(experiment,
         load_checkpoint(path / "checkpoints" / "last.ckpt") for path in (folder / f"{experiment}-whole", run)
     )
     assert whole["global_step"] == resumed["global_step"] == steps
-    assert int(whole["state_dict"]["tokens.memory.step"]) == steps
+    assert int(whole["state_dict"]["token_memory.memory.step"]) == steps
     for name, tensor in whole["state_dict"].items():
         assert torch.equal(tensor, resumed["state_dict"][name]), name
     if "synthetic" in experiment:
@@ -87,7 +87,7 @@ def test_without_memory_by_its_own_key(folder):
     metrics = fit(cfg)
     assert "train/loss" in metrics and "train/memory_accuracy" not in metrics
     names = load_checkpoint(folder / "none" / "checkpoints" / "last.ckpt")["state_dict"]
-    assert not any(name.startswith("tokens.") for name in names)
+    assert not any(name.startswith("token_memory.") for name in names)
 
 
 KEYS = ["model.memory.slosts", "model.recall.weight", "model.network.steeps"]

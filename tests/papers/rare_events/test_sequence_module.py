@@ -9,6 +9,7 @@ from quintet.common.errors import UserError
 from quintet.data.batches import SequencePairBatch
 from quintet.papers.rare_events.memory.memory import MemoryAnswer, MemoryConfig
 from quintet.papers.rare_events.memory.token_memory import RecallConfig, TokenMemory
+from quintet.papers.rare_events.module import RareEventsModule
 from quintet.papers.rare_events.sequence_module import SymbolModule, TranslationModule, mean_by_row
 
 MEMORY = {"slots": 64, "width": 6, "neighbours": 4}
@@ -47,7 +48,7 @@ def train(module, *batches):
 
 
 def state_of(module):
-    return {name: tensor.clone() for name, tensor in module.state_dict().items() if "tokens.memory" in name}
+    return {name: tensor.clone() for name, tensor in module.state_dict().items() if "token_memory.memory" in name}
 
 
 def same(left, right):
@@ -191,7 +192,7 @@ def test_checkpoint_is_plain_and_brings_the_memory_back(kind, tmp_path):
     loaded = kind.load_from_checkpoint(tmp_path / "m.ckpt", weights_only=True).eval()
     torch.testing.assert_close(loaded.example_losses(BATCH), module.example_losses(BATCH), rtol=0, atol=0)
     other = module_of(kind, MEMORY | {"slots": 32})
-    with pytest.raises(UserError, match=r"not of this \w+: 3 tensors differ, first 'tokens\.memory"):
+    with pytest.raises(UserError, match=r"not of this \w+: 3 tensors differ, first 'token_memory\.memory"):
         other.on_load_checkpoint(torch.load(tmp_path / "m.ckpt", weights_only=True))
 
 
@@ -208,3 +209,16 @@ def test_nothing_to_show_without_memory_and_bad_settings():
                              ({"label_smoothing": 1.0}, r"model\.label_smoothing=1\.0")):  # fmt: skip
         with pytest.raises(UserError, match=message):
             module_of(SymbolModule, **options)
+
+
+def test_tensors_of_earlier_versions_get_their_present_names():
+    old = ["network.to_top.weight", "tokens.memory.stamps", "tokens.memory.search.learned"]
+    assert list(TranslationModule.renamed(dict.fromkeys(old))) == [
+        "network.to_output.weight",
+        "token_memory.memory.last_used",
+        "token_memory.memory.search.learned",
+    ]
+    assert list(RareEventsModule.renamed({"memory.hints": 0, "memory.keys": 0})) == [
+        "memory.slot_of_value",
+        "memory.keys",
+    ]

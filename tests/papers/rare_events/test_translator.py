@@ -103,7 +103,7 @@ def test_logits_are_the_target_embeddings_times_the_output():
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"width": 7}, "width=7 must be even"), ({"query": "state"}, "choose context or context_state"),
-     ({"dropout": 1.0}, r"dropout=1.0 must be in \[0, 1\)"), ({"decoder_layers": 0}, "decoder_layers=0")],
+     ({"dropout": 1.0}, "dropout=1.0 must be at least 0 and below 1"), ({"decoder_layers": 0}, "decoder_layers=0")],
 )  # fmt: skip
 def test_bad_sizes_are_user_errors(options, message):
     with pytest.raises(UserError, match=message):

@@ -55,7 +55,7 @@ def test_losses_by_hand(data, form):
     """-log p of every word and the end, from the probabilities of one step at a time; in mean caption lengths."""
     module, batch = module_of(data, {"lstm": form}).eval(), data.batch([3, 9])
     with torch.no_grad():
-        losses, nats = module.example_losses(batch), module.nats(batch)
+        losses, nats = module.example_losses(batch), module.nll(batch)
     assert module.mean_length == pytest.approx(sum(len(text.split()) + 1 for text in CAPTIONS) / len(CAPTIONS))
     for row in range(4):
         state, total = module.network.start(batch.features[batch.image_row[row]][None]), 0.0
@@ -73,7 +73,7 @@ def test_the_mean_loss_of_all_captions_is_the_mean_over_words(data):
     module, batch = module_of(data).eval(), data.batch(list(range(16)))
     with torch.no_grad():
         words = batch.lengths.sum() - len(batch.words)
-        torch.testing.assert_close(module.example_losses(batch).mean(), module.nats(batch).sum() / words)
+        torch.testing.assert_close(module.example_losses(batch).mean(), module.nll(batch).sum() / words)
         alone = [module.example_losses(data.example_batch("val", [n]))[0] for n in (0, 5, 31)]
     torch.testing.assert_close(torch.stack(alone), module.example_losses(batch)[[0, 5, 31]].detach())
 
@@ -82,7 +82,7 @@ def test_images_and_their_cached_features_are_the_same_to_it(data):
     module, batch = module_of(data).eval(), data.batch([2, 7, 11])
     shown = batch._replace(features=None, images=data.images[[2, 7, 11]])
     with torch.no_grad():
-        torch.testing.assert_close(module.nats(shown), module.nats(batch))
+        torch.testing.assert_close(module.nll(shown), module.nll(batch))
     said = [module.generate(source, 2) for source in (batch, shown, shown.images, batch.features)]
     assert all([row[0].words for row in one] == [row[0].words for row in said[0]] for one in said)
 
@@ -95,12 +95,12 @@ def test_it_learns_to_say_what_it_sees(data, tmp_path):
     trainer = fit(module, data, tmp_path, 30, every=0, check_val_every_n_epoch=30)
     said = [row[0] for row in module.eval().generate(data.batch(list(range(16))), 3)]
     right = sum(caption.text in CAPTIONS[2 * n : 2 * n + 2] for n, caption in enumerate(said))
-    assert right >= 15 and all(caption.complete for caption in said)
+    assert right >= 15 and all(caption.finished for caption in said)
     values = trainer.callback_metrics
     assert values["val/perplexity"].item() == pytest.approx(math.exp(values["val/loss"].item()), rel=1e-5)
     with torch.no_grad():
         whole = data.batch(list(range(16)))
-        expected = module.nats(whole).sum() / (whole.lengths - 1).sum()
+        expected = module.nll(whole).sum() / (whole.lengths - 1).sum()
     assert values["val/loss"].item() == pytest.approx(expected.item(), rel=1e-4)
     assert values["val/bleu1"] > 0.9
     several = module.generate(whole, 5, captions=5)[0]
@@ -110,7 +110,7 @@ def test_it_learns_to_say_what_it_sees(data, tmp_path):
         if caption.text in texts.values():
             n = next(k for k, text in texts.items() if text == caption.text)
             with torch.no_grad():
-                nats = module.nats(data.example_batch("val", [n]))[0].item()
+                nats = module.nll(data.example_batch("val", [n]))[0].item()
             assert caption.log_probability == pytest.approx(-nats, rel=1e-4)
 
 
@@ -167,18 +167,18 @@ def test_features_are_standardised_over_training_images_once(tmp_path):
     data = Captions()
     options = RESUMED | {"network": RESUMED["network"] | {"feature_scale": 0.3}}
     module = module_of(data, **options)
-    assert torch.equal(module.network.standardise(data.features), data.features)
+    assert torch.equal(module.network.feature_norm(data.features), data.features)
     fit(module, data, tmp_path, 1, two_stage=1, every=1000)
-    known = module.network.standardise(data.features)
+    known = module.network.feature_norm(data.features)
     spread = data.features.std(0, correction=0)
     torch.testing.assert_close(known.mean(0), torch.zeros(1024), rtol=0, atol=1e-5)
     torch.testing.assert_close(known.std(0, correction=0), 0.3 * spread / (spread + 0.1 * spread.mean()))
     # a resumed run, in which the encoder has other features, keeps what it began with
     again = module_of(Captions(), **options)
     fit(again, Captions(), tmp_path, 3, two_stage=1, resume=tmp_path / "last.ckpt", every=1000)
-    assert torch.equal(again.network.standardise.mean, module.network.standardise.mean)
+    assert torch.equal(again.network.feature_norm.mean, module.network.feature_norm.mean)
     loaded = ShowAndTellModule.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)
-    assert torch.equal(loaded.network.standardise(data.features), again.network.standardise(data.features))
+    assert torch.equal(loaded.network.feature_norm(data.features), again.network.feature_norm(data.features))
 
 
 def test_stage_two_may_be_a_run_of_its_own(data, tmp_path):
@@ -191,8 +191,10 @@ def test_stage_two_may_be_a_run_of_its_own(data, tmp_path):
         torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     )
     fit(second, Captions(), tmp_path / "more", 1, two_stage=0, every=1000)
-    assert bool(second.encoder.trained) and torch.equal(second.network.standardise.mean, first.network.standardise.mean)
-    with pytest.raises(UserError, match=r"model\.start=.* knows other words"):
+    assert bool(second.encoder.trained) and torch.equal(
+        second.network.feature_norm.mean, first.network.feature_norm.mean
+    )
+    with pytest.raises(UserError, match=r"model\.start=.* has another vocabulary"):
         module_of(Captions(words=[*WORDS[:4], *reversed(WORDS[4:])]), start=start, **options)
     with pytest.raises(UserError, match="not of this ShowAndTell"):
         module_of(Captions(), start=start)
@@ -221,10 +223,10 @@ def test_features_from_before_fine_tuning_are_refused_and_images_asked_for(data)
     module, fresh = module_of(data), Captions()
     module.start_joint_training()
     with pytest.raises(UserError, match=r"before it was fine-tuned: set data\.features=null"):
-        module.nats(data.batch([0]))
+        module.nll(data.batch([0]))
     module.prepare_datamodule(fresh)
-    assert fresh.served == "images" and module.nats(fresh.batch([0])).shape == (2,)
-    with pytest.raises(UserError, match="features have 3 numbers, shufflenet_v2_x0_5 gives 1024"):
+    assert fresh.served == "images" and module.nll(fresh.batch([0])).shape == (2,)
+    with pytest.raises(UserError, match="the features have width 3, those of shufflenet_v2_x0_5 have width 1024"):
         module.generate(torch.zeros(2, 3))
 
 
@@ -258,7 +260,7 @@ def test_an_ensemble_averages_and_refuses_other_vocabularies(data):
     together, batch = CaptionEnsemble(modules).eval(), data.batch([0, 5])
     assert isinstance(together, CaptionEnsemble) and together.hparams["data_info"] == data.data_info
     with torch.no_grad():
-        nats = together.nats(batch)
+        nats = together.nll(batch)
         logs = []
         for module in modules:
             top, word, row = module.outputs(batch)
@@ -268,7 +270,7 @@ def test_an_ensemble_averages_and_refuses_other_vocabularies(data):
         expected = torch.stack([picked[row == b].sum() for b in range(4)])
     torch.testing.assert_close(nats, expected)
     single = CaptionEnsemble(modules[:1]).eval()
-    torch.testing.assert_close(single.nats(batch), modules[0].nats(batch))
+    torch.testing.assert_close(single.nll(batch), modules[0].nll(batch))
     assert single.generate(batch)[0][0].words == modules[0].generate(batch)[0][0].words
     swapped = Captions(words=[*WORDS[:-2], WORDS[-1], WORDS[-2]])
     with pytest.raises(
@@ -290,17 +292,17 @@ def test_with_the_rare_events_memory(data, tmp_path):
     memory = {"slots": 64, "width": 8, "neighbours": 4}
     module = module_of(data, memory=memory, recall={"loss_weight": 0.5})
     fit(module, data, tmp_path, 1)
-    assert module.tokens.memory.filled == 64
+    assert module.token_memory.memory.filled == 64
     batch = data.batch([1])
     with torch.no_grad():
         module.eval()
         top, word, row = module.outputs(batch)
-        query, answer = module.tokens.read(top)
-        mixed = module.network.logits(module.tokens.combine(top, answer, module.network.output.weight))
+        query, answer = module.token_memory.read(top)
+        mixed = module.network.logits(module.token_memory.combine(top, answer, module.network.output.weight))
         nats = torch.nn.functional.cross_entropy(mixed, word, reduction="none")
-        extra = 0.5 * module.tokens.losses(query, word, answer)
+        extra = 0.5 * module.token_memory.losses(query, word, answer)
         expected = torch.stack([nats[row == b].sum() for b in range(2)])
-        torch.testing.assert_close(module.nats(batch), expected)
+        torch.testing.assert_close(module.nll(batch), expected)
         more = torch.stack([(nats + extra)[row == b].sum() for b in range(2)]) / module.mean_length
         torch.testing.assert_close(module.example_losses(batch), more)
     assert len(module.generate(batch)) == 1
@@ -375,7 +377,7 @@ def test_pictures_with_captions(data, tmp_path):
         ({"encoder_lr": 0}, r"model\.encoder_lr=0"),
         ({"finetune": {"schedule": "poly"}}, r"model\.finetune\.schedule=poly needs"),
         ({"network": {"hiden": 3}}, r"model\.network has no key 'hiden'"),
-        ({"decoding": {"beam_size": 11}}, r"beam_size=11: the vocabulary has 10 words"),
+        ({"decoding": {"beam_size": 11}}, r"beam_size=11 must be at most 10"),
         ({"encoder": {"name": "vit"}}, r"model\.encoder\.name=vit"),
     ],
 )
@@ -420,3 +422,16 @@ def test_two_ranks_share_the_encoders_gradients_in_stage_two(tmp_path):
     trainer.fit(module, Captions())
     apart, moved = torch.load(tmp_path / "apart.pt")
     assert apart == 0 and moved > 1e-4
+
+
+def test_tensors_of_earlier_versions_get_their_present_names():
+    old = ["network.standardise.measured", "network.standardise.mean", "network.output.weight", "tokens.memory.stamps",
+           "tokens.memory.hints", "tokens.mix.weight"]  # fmt: skip
+    assert list(ShowAndTellModule.renamed(dict.fromkeys(old))) == [
+        "network.feature_norm.fitted",
+        "network.feature_norm.mean",
+        "network.output.weight",
+        "token_memory.memory.last_used",
+        "token_memory.memory.slot_of_value",
+        "token_memory.mix.weight",
+    ]

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from quintet.common.errors import UserError
 from quintet.papers.show_and_tell.lstm import LstmState, PaperLstm, StandardLstm, build_lstm
-from quintet.papers.show_and_tell.network import Decoder, NetworkConfig
+from quintet.papers.show_and_tell.network import Decoder, DecoderConfig
 from quintet.papers.show_and_tell.scheduled_sampling import ScheduledSampling, sampled_outputs
 
 WORDS = ["<pad>", "<bos>", "<eos>", "<unk>", "a", "dog", "Runs", "runs"]
@@ -16,7 +16,7 @@ WORDS = ["<pad>", "<bos>", "<eos>", "<unk>", "a", "dog", "Runs", "runs"]
 
 def decoder_of(form="paper", **options):
     torch.manual_seed(0)
-    return Decoder(NetworkConfig(**{"embedding": 5, "hidden": 7, "lstm": form, "dropout": 0.0} | options), 6, WORDS)
+    return Decoder(DecoderConfig(**{"embedding": 5, "hidden": 7, "lstm": form, "dropout": 0.0} | options), 6, WORDS)
 
 
 def test_the_papers_equations_unit_by_unit():
@@ -132,8 +132,8 @@ def test_word_vectors_of_both_formats(tmp_path):
     [
         (None, r"word_vectors=\S+: no such file"),
         ("a 1 2 3\n", r"line 1 has 3 numbers: set model\.network\.embedding=3, not 5"),
-        ("x 1 2 3 4 5\na 1 2 3 4 b\n", r"line 2 is no vector"),
-        ("a 1 2 3 4 nan\n", r"line 1 is no vector: it has nan"),
+        ("x 1 2 3 4 5\na 1 2 3 4 b\n", r"line 2 is not a vector"),
+        ("a 1 2 3 4 nan\n", r"line 1 is not a vector: it contains nan"),
         ("x 1 2 3 4 5\n", r"none of its words"),
     ],
 )
@@ -146,27 +146,29 @@ def test_word_vectors_that_do_not_fit(tmp_path, text, message):
 
 
 def test_schedules_of_the_true_word():
-    def truth(step, **options):
-        return ScheduledSampling(**{"start": 10, "steps": 100, "floor": 0.5} | options).truth(step)
+    def prob(step, **options):
+        return ScheduledSampling(**{"start": 10, "steps": 100, "floor": 0.5} | options).teacher_forcing_prob(step)
 
-    assert [truth(s, schedule="linear") for s in (0, 10, 60, 110, 500)] == [1, 1, 0.75, 0.5, 0.5]
-    assert [truth(s, schedule="exponential") for s in (10, 110, 210)] == [1, 0.75, 0.625]
+    assert [prob(s, schedule="linear") for s in (0, 10, 60, 110, 500)] == [1, 1, 0.75, 0.5, 0.5]
+    assert [prob(s, schedule="exponential") for s in (10, 110, 210)] == [1, 0.75, 0.625]
     expected = 0.5 + 0.5 * 100 / (100 + math.exp(3.0))
-    assert truth(310, schedule="inverse_sigmoid") == pytest.approx(expected)
-    assert truth(10**9, schedule="inverse_sigmoid") == pytest.approx(0.5) and truth(10**6, schedule="none") == 1
+    assert prob(310, schedule="inverse_sigmoid") == pytest.approx(expected)
+    assert prob(10**9, schedule="inverse_sigmoid") == pytest.approx(0.5) and prob(10**6, schedule="none") == 1
 
 
 @pytest.mark.parametrize("form", ["paper", "standard"])
 def test_scheduled_sampling_reads_the_truth_or_its_own_words(form):
     decoder, features = decoder_of(form), torch.randn(2, 6)
     words, row = torch.tensor([[1, 4, 5], [1, 5, 4]]), torch.tensor([0, 1])
-    told = sampled_outputs(decoder, features, words, row, truth=1.0)
+    told = sampled_outputs(decoder, features, words, row, teacher_forcing_prob=1.0)
     torch.testing.assert_close(told, decoder(features, words, row), rtol=1e-4, atol=1e-6)
     decoder.output.bias.data[6] = 50.0  # it would always say this word
-    own = sampled_outputs(decoder, features, words, row, truth=0.0)
+    own = sampled_outputs(decoder, features, words, row, teacher_forcing_prob=0.0)
     heard = decoder(features, torch.tensor([[1, 6, 6]] * 2), row)
     torch.testing.assert_close(own, heard, rtol=1e-4, atol=1e-6)
-    mixed = sampled_outputs(decoder, features.repeat(2000, 1), words.repeat(2000, 1), torch.arange(4000), truth=0.7)
+    mixed = sampled_outputs(
+        decoder, features.repeat(2000, 1), words.repeat(2000, 1), torch.arange(4000), teacher_forcing_prob=0.7
+    )
     as_told = (mixed[:, 1] - decoder(features, words, row)[:, 1].repeat(2000, 1)).abs().amax(1) < 1e-5
     assert as_told.float().mean().item() == pytest.approx(0.7, abs=0.03)
     F.mse_loss(mixed, torch.zeros_like(mixed)).backward()
@@ -184,7 +186,7 @@ def test_scheduled_sampling_reads_the_truth_or_its_own_words(form):
 )
 def test_impossible_settings(options, message):
     with pytest.raises(UserError, match=message):
-        NetworkConfig(**options)
+        DecoderConfig(**options)
     for wrong in ({"schedule": "cosine"}, {"steps": 0}, {"floor": 2.0}):
         with pytest.raises(UserError, match="scheduled_sampling"):
             ScheduledSampling(**wrong)

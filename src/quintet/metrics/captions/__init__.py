@@ -1,4 +1,4 @@
-"""Scores of captions as coco-caption defines them (Chen et al. 2015, arXiv 1504.00325), without Java."""
+"""Caption metrics as defined by coco-caption (Chen et al. 2015, arXiv 1504.00325), without Java."""
 
 from quintet.metrics.captions.metrics import CaptionMetrics
 

@@ -1,4 +1,4 @@
-"""BLEU-1 to BLEU-4 as coco-caption counts them (Papineni et al. 2002), on torchmetrics."""
+"""BLEU-1 to BLEU-4 (Papineni et al. 2002) as computed by coco-caption, on torchmetrics."""
 
 from collections.abc import Sequence
 
@@ -9,16 +9,21 @@ from torchmetrics.text import BLEUScore
 from quintet.metrics.captions.ngrams import ngrams
 from quintet.metrics.captions.tokenizer import tokenize
 
-TINY, SMALL = 1e-15, 1e-9  # coco-caption's: an order without a match gives a small score, not zero
+TINY, SMALL = 1e-15, 1e-9  # as in coco-caption: an order without a match gives a small score instead of zero
 
 
 class CaptionBLEU(BLEUScore):
-    """Corpus BLEU of 1 to `n_gram` words; exact with several processes, whose counts are added.
+    """Corpus BLEU for n-grams of 1 to `n_gram` words; exact with several processes, whose counts are added.
 
-    torchmetrics' own differs in three things: its words are cut at white space, of the references that are equally
-    near in length it takes the first instead of the shorter, and it is 0 as soon as one order has no match.
-    coco-caption itself takes the mean reference length if there is one image only; here it is the nearest then too.
+    torchmetrics' own BLEU differs in three ways: it splits words at white space, of two references equally near in
+    length it takes the first instead of the shorter, and it is 0 if one order has no match. coco-caption itself uses
+    the mean reference length for a set of one image; here it is the nearest length then too.
     """
+
+    preds_len: Tensor
+    target_len: Tensor
+    numerator: Tensor
+    denominator: Tensor
 
     def __init__(self, n_gram: int = 4, **options) -> None:
         super().__init__(n_gram, **options)
@@ -26,7 +31,7 @@ class CaptionBLEU(BLEUScore):
             self.add_state(name, getattr(self, name).double(), dist_reduce_fx="sum")
 
     def update(self, preds: Sequence[str], target: Sequence[Sequence[str]]) -> None:
-        """Add captions and the references of each."""
+        """Add captions and the references of each caption."""
         lengths, matched, guessed = [0, 0], [0] * self.n_gram, [0] * self.n_gram
         for hypothesis, references in zip(preds, target, strict=True):
             words, theirs = tokenize(hypothesis), [tokenize(reference) for reference in references]
@@ -56,7 +61,7 @@ def nearest_length(references: Sequence[Sequence[str]], length: int) -> int:
 
 
 def most_often(references: Sequence[Sequence[str]], longest: int) -> dict[tuple[str, ...], int]:
-    """How often each n-gram occurs in the reference that has it most often."""
+    """The highest count of each n-gram in any of the references."""
     most: dict[tuple[str, ...], int] = {}
     for reference in references:
         for gram, count in ngrams(reference, longest).items():

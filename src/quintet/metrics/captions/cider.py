@@ -1,4 +1,4 @@
-"""CIDEr-D of captions (Vedantam, Zitnick, Parikh 2015): how much a caption says what people agree on."""
+"""CIDEr-D of captions (Vedantam, Zitnick, Parikh 2015): similarity to the consensus of the references."""
 
 import math
 from collections import Counter
@@ -11,10 +11,10 @@ Vector = tuple[dict[tuple[str, ...], float], list[float], int]  # weight of each
 
 
 def cider_d(hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> list[float]:
-    """Score of each image's caption, in tens.
+    """Score of each image's caption, from 0 to 10.
 
-    The weight of an n-gram falls with the images whose references have it, so that the set of images decides about
-    each score: never score batches apart. One image alone has no such weights and scores 0.
+    The weight of an n-gram decreases with the number of images whose references contain it. Each score therefore
+    depends on the whole set of images, which must be scored at once, not in batches. A single image scores 0.
     """
     counts = [[ngrams(words, LONGEST) for words in of_image] for of_image in references]
     frequency = Counter(words for of_image in counts for words in set().union(*of_image))
@@ -33,12 +33,14 @@ def _vector(counts: Counter, rarity: dict[tuple[str, ...], float], unseen: float
     squares = [0.0] * LONGEST
     for words, weight in weights.items():
         squares[len(words) - 1] += weight * weight
-    length = sum(count for words, count in counts.items() if len(words) == 2)  # coco-caption counts the pairs
+    length = sum(
+        count for words, count in counts.items() if len(words) == 2
+    )  # as in coco-caption, which counts the bigrams
     return weights, [math.sqrt(square) for square in squares], length
 
 
 def _similarity(hypothesis: Vector, reference: Vector) -> float:
-    """Mean cosine over n, the caption's weights clipped to the reference's, less for another length."""
+    """Mean cosine over n, with the caption's weights clipped to the reference's and a penalty on different lengths."""
     (ours, our_norms, our_length), (theirs, their_norms, their_length) = hypothesis, reference
     dots = [0.0] * LONGEST
     for words, weight in ours.items():

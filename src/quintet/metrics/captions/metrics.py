@@ -1,4 +1,4 @@
-"""All the scores of a set of captions as one torchmetrics metric."""
+"""All caption metrics as one torchmetrics metric."""
 
 import json
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ NAMES = ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider", "meteor_exact_s
 
 
 class CaptionMetrics(Metric):
-    """BLEU-1 to 4, ROUGE-L, CIDEr-D and METEOR's exact and stem stages, as fractions: papers print them times 100.
+    """BLEU-1 to 4, ROUGE-L, CIDEr-D and METEOR's exact and stem stages, as fractions; papers report them times 100.
 
-    The texts themselves are kept, since CIDEr weighs words by all images of the set: with several processes they are
-    gathered as bytes and everybody computes the same. An image that two processes have seen counts once.
+    The texts themselves are stored, because CIDEr's weights depend on all images of the set. With several processes
+    they are gathered as bytes, and all compute the same scores. An image that two processes have seen counts once.
     """
 
     higher_is_better = True
@@ -35,16 +35,16 @@ class CaptionMetrics(Metric):
         self.reset()
 
     def reset(self) -> None:
-        """Forget all captions."""
+        """Remove all captions."""
         super().reset()
-        self.texts.append(self._bytes(""))  # a process without images still takes part in gathering
+        self.texts.append(self._bytes(""))  # so that a process without images takes part in gathering
 
     def update(
         self, hypotheses: Sequence[str], references: Sequence[Sequence[str]], ids: Tensor | Sequence[int] | None = None
     ) -> None:
-        """Add the captions of some images, their reference captions, and which images (data set rows) they are.
+        """Add captions of images, the references of each, and the ids (data set rows) of the images.
 
-        Without ids every caption counts. Errors: UserError for captions without references or the reverse.
+        Without ids every caption counts. Errors: UserError for captions without references and the reverse.
         """
         numbers = [None] * len(hypotheses) if ids is None else [int(number) for number in ids]
         if not len(hypotheses) == len(references) == len(numbers):
@@ -63,7 +63,7 @@ class CaptionMetrics(Metric):
         self.texts.append(self._bytes("".join(json.dumps(row) + "\n" for row in rows)))
 
     def compute(self) -> dict[str, Tensor]:
-        """Every score of NAMES as a float64 scalar; nan without captions."""
+        """All scores of NAMES as float64 scalars; nan without captions."""
         rows = self._rows()
         values = scores([hypothesis for _, hypothesis, _ in rows], [references for _, _, references in rows])
         return {name: torch.tensor(value, dtype=torch.float64, device=self.device) for name, value in values.items()}
@@ -86,7 +86,7 @@ class CaptionMetrics(Metric):
 
 
 def scores(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Every score of NAMES for one caption and any number of references an image, as plain text; nan for no image."""
+    """All scores of NAMES, for one caption and any number of references of each image; nan without images."""
     if not hypotheses:
         return dict.fromkeys(NAMES, float("nan"))
     ours = [tokenize(text) for text in hypotheses]

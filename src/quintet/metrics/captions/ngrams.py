@@ -5,6 +5,6 @@ from collections.abc import Sequence
 
 
 def ngrams(words: Sequence[str], longest: int = 4) -> Counter[tuple[str, ...]]:
-    """How often each n-gram of 1 to `longest` words occurs."""
+    """The counts of all n-grams of 1 to `longest` words."""
     words = tuple(words)
     return Counter(words[i : i + n] for n in range(1, longest + 1) for i in range(len(words) - n + 1))

@@ -16,7 +16,7 @@ def rouge_l(hypothesis: Sequence[str], references: Sequence[Sequence[str]]) -> f
 
 
 def common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
-    """Length of the longest common subsequence, a row of the table at a time as the bits of one integer."""
+    """Length of the longest common subsequence; each row of the table is the bits of one integer."""
     places: dict[str, int] = {}
     for index, word in enumerate(a):
         places[word] = places.get(word, 0) | 1 << index

@@ -1,20 +1,20 @@
-"""A caption's words as coco-caption counts them: Penn Treebank tokens in lower case, without punctuation.
+"""The tokens of a caption as in coco-caption: Penn Treebank tokens in lower case, without punctuation.
 
-The rules are those that the Stanford PTBTokenizer of CoreNLP 3.4.1 follows, learned from what it answers: at every
-place the longest rule wins, context included, and among equals the first. Single characters that none of the rules
-takes are words of their own where they are symbols, and nothing where that tokenizer does not know them (emoji).
+The rules reproduce the Stanford PTBTokenizer of CoreNLP 3.4.1, and were found by comparing outputs. At every position
+the rule with the longest match wins, context included, and the first of equally long ones. Single characters that match
+no rule are tokens if they are symbols, and are dropped if that tokenizer does not know them (emoji).
 """
 
 import re
 from functools import lru_cache
 
-DROPPED = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])  # brackets have names
+DROPPED = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])  # brackets are kept by name
 BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 SYMBOLS = {"¢": "cents", "£": "#", "€": "$", "¤": "$", "\x80": "$", "₠": "$", "&lt;": "<", "&gt;": ">", "&amp;": "&",
            "½": "1/2", "¼": "1/4", "¾": "3/4", "⅓": "1/3", "⅔": "2/3"}  # fmt: skip
 QUOTES = {"`": "`", "‘": "`", "\x91": "`", "‹": "`", "’": "'", "\x92": "'", "›": "'",
           "“": "``", "\x93": "``", "«": "``", "”": "''", "\x94": "''", "»": "''"}  # fmt: skip
-KEPT = re.compile(  # symbols that stand for themselves
+KEPT = re.compile(  # symbols that are tokens unchanged
     r"[#$%&*+/<=>@\\^_|~\xa1\xa5-\xa9\xac\xae-\xb4\xb6-\xb9\xbf×÷\u037e\u0387\u0589\u05be\u05c0\u05c3\u05c6\u05f3\u05f4"
     r"\u060c\u061b\u061e\u061f\u066a\u066d\u06d4\u0964\u0965\u0e3f\u0e4f\u1fbd\u2016\u2017\u201a\u201e-\u2023"
     r"\u2030-\u2038\u203b\u203e-\u2044\u2070\u2074-\u207e\u2080-\u208e\u20a4\u2100\u2101\u2103-\u2106\u2108\u2109\u2114"
@@ -29,13 +29,13 @@ MARKS = (
     r"[\u02c2-\u02c5\u02d2-\u02df\u0300-\u036f\u0483-\u0487\u0591-\u05bd\u0610-\u061a\u064b-\u065e\u0900-\u0903"
     r"\u093c-\u094e\u0e31\u0e34-\u0e3a\u0e47-\u0e4e]"
 )
-PLAIN = rf"[^\W\d_{NUMERALS}\U00010000-\U0010ffff]"  # the Java tokenizer knows no character beyond 16 bits
+PLAIN = rf"[^\W\d_{NUMERALS}\U00010000-\U0010ffff]"  # the Java tokenizer knows only characters of 16 bits
 LETTER = rf"(?:{PLAIN}|{MARKS}|&[aeiouAEIOU](?:acute|grave|uml);)"
 LETTER_OR_DIGIT = rf"(?:{LETTER}|\d)"
 ALNUM = rf"(?:{PLAIN}|\d)"
 PART = rf"(?:[dDoOlL]{APOS_IN_WORD}(?={ALNUM}{{2}}))?{ALNUM}+"
 
-ABBREVIATIONS = (  # keep their period wherever they are, in any case
+ABBREVIATIONS = (  # keep their period everywhere, in upper and lower case
     "al cf co ct dr ft ga jr ky lt md mo mr ms mt ph rd rt sq sr st va vs vt wm adj adm adv ala apr aug ave bhd cie "
     "col cos cpl dak dec det drs ens esq est etc ext feb fla fri gen gov hon inc ind jan jos jul jun kan ltd maj "
     "mar mfg mme mon mrs mtg neb nev nov oct pfc plc pte pty pvt rep rev sen sep seq sfc sgt spc ste sys tel thu "
@@ -43,8 +43,8 @@ ABBREVIATIONS = (  # keep their period wherever they are, in any case
     "invt kans mich minn mlle mont msgr natl okla penn ppte ppty pres prof ptes ptys reps sens sept supt tenn tues "
     "univ wisc assoc attys calif comdr lieut messrs pptes pptys profs supts thurs treas"
 )
-OF_STATES = "Ark Az Del Ill La Mass Miss Ore Pa Tex Wash"  # as words in lower case they end a sentence
-SENTENCE_STARTS = (  # after a single letter with a period
+OF_STATES = "Ark Az Del Ill La Mass Miss Ore Pa Tex Wash"  # keep their period unless they are in lower case
+SENTENCE_STARTS = (  # after a single letter with a period, which then loses it
     "A About According Additionally After An As At But Earlier He Her Here However If In It Last Many More Now Once "
     "One Other Our She Since So Some Such That The Their Then There These They This We What When While Yet You"
 )
@@ -57,7 +57,7 @@ def _any_of(words: str) -> str:
     return "(?:" + "|".join(longest_first).replace("'", APOS) + ")"
 
 
-RULES = [  # group 1, where there is one, is the token; what follows it is context that counts for the length
+RULES = [  # group 1, if any, is the token; the context after it counts for the length of the match
     rf"([A-Za-z]*[A-MO-Za-mo-z])(?i:n{APOS_IN_WORD}t)",  # do|n't
     r"(?i:(can)not|(gon|wan)na|(got)ta|(lem|gim)me)",
     r"(?i:('t)(?:is|was))",
@@ -67,7 +67,7 @@ RULES = [  # group 1, where there is one, is the token; what follows it is conte
     rf"(?i:{_any_of(WITH_APOSTROPHE)})",
     r"(')[A-Za-z]\S",  # an opening quote
     rf"(?i:{APOS}(?:[msd]|re|ve|ll|n))",
-    # words, with what belongs to them
+    # words and their parts
     rf"{LETTER}{LETTER_OR_DIGIT}*(?:[.!?]{LETTER}{LETTER_OR_DIGIT}*)*",
     rf"[A-HJ-XZn]{APOS_IN_WORD}{LETTER}{{2,}}",
     rf"{LETTER}+[aeiouyAEIOUY]{APOS_IN_WORD}[aeiouA-Z]{LETTER}*",
@@ -90,7 +90,7 @@ RULES = [  # group 1, where there is one, is the token; what follows it is conte
     rf"(?i:{_any_of(ABBREVIATIONS)}|{_any_of(BEFORE_NUMBERS)}(?=\.\s?\d))\.",
     rf"(?:{_any_of(OF_STATES + ' ' + OF_STATES.upper())})\.",
     r"(?i:anti|pro)-",
-    # money, names, mail, web, tags, faces
+    # money, names, mail addresses, URLs, tags, emoticons
     r"[A-Z]*\$",
     r"@[A-Za-z_][A-Za-z_0-9]*",
     rf"#{LETTER}+",
@@ -103,23 +103,24 @@ RULES = [  # group 1, where there is one, is the token; what follows it is conte
     r"[<>]?[:;=][-o*']?[()DdPpO\\{@|\[\]](?![A-Za-z0-9])",
     r"\^_\^|-_-|>_<",
     r"[\x91-\x94‘’“”`«»‹›]{2}",
-    # a period before more punctuation is of its word; and runs of punctuation
+    # a period before other punctuation is part of its word; runs of punctuation
     rf"({LETTER_OR_DIGIT}(?:[-.\w]*\w)?\.)(?:[;:]|,(?![A-Za-z0-9]))",
     r"(?:\. ){2}\.|\.{3,}|[!?]+|-{5,}|-{2,4}|@@|<<|>>|\*+|#+|_+|''|``",
 ]
 COMPILED = [re.compile(rule) for rule in RULES]
 SPLIT = frozenset(["cannot", "gonna", "wanna", "gotta", "lemme", "gimme"])
 PERIODS = frozenset(ABBREVIATIONS.split()) | frozenset(OF_STATES.lower().split())
-SIMPLE = re.compile(  # what most of a caption is, taken without asking the rules: plain words, a comma, the last period
+SIMPLE = re.compile(  # fast path for most of a caption: plain words, commas, the last period
     r"\s*(?:([A-Za-z]{2,})(?:,|(\.)(?=\s*$))?(?=\s|$)|[.,]+(?=\s|$)(?<!\.\.))"
 )
 
 
 def tokenize(text: str) -> list[str]:
-    """Words of one caption in lower case: clitics apart (man 's, do n't), brackets by name (-lrb-), no punctuation.
+    """Tokens of one caption in lower case: separate clitics (man 's, do n't), brackets by name (-lrb-), no punctuation.
 
-    A number that the Java tokenizer writes with a space in it (3 1/2) is two words, as coco-caption's BLEU and CIDEr
-    read it. A caption is taken by itself: there the line after it may decide whether a letter keeps its last period.
+    A number that the Java tokenizer writes with a space in it (3 1/2) is two tokens, as in coco-caption's BLEU and
+    CIDEr. Each caption is tokenized by itself, while in the Java tokenizer the next line may decide whether a letter at
+    the end keeps its period.
     """
     return list(_tokens(text))
 
@@ -143,7 +144,7 @@ def _tokens(text: str) -> tuple[str, ...]:
 
 
 def _longest(text: str, start: int) -> tuple[str, int]:
-    """The token at `start` and where it ends."""
+    """The token at `start`, and its end."""
     best, end = 0, start + 1
     for rule in COMPILED:
         match = rule.match(text, start)
@@ -153,7 +154,7 @@ def _longest(text: str, start: int) -> tuple[str, int]:
 
 
 def _normal(token: str) -> list[str]:
-    """How a token is written; nothing for a character that is no word."""
+    """The normalized form of a token; empty for a character that is not a token."""
     lower = token.lower()
     if lower in SYMBOLS:
         return [SYMBOLS[lower]]

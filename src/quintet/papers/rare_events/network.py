@@ -11,7 +11,11 @@ from quintet.common.errors import UserError
 
 @dataclass(frozen=True)
 class ConvNetConfig:
-    """Everything under `model.network`: two convolutions a stage, each stage ends in 2 x 2 max pooling."""
+    """Everything under `model.network`; see ConvNet.
+
+    channels: of each stage. hidden: widths of the linear layers before the embedding, whose width is `width`.
+    dropout: probability of dropping. init_std: of the weights' truncated normal distribution, and value of the biases.
+    """
 
     channels: tuple[int, ...] = (64, 128)
     hidden: tuple[int, ...] = ()
@@ -21,42 +25,51 @@ class ConvNetConfig:
 
     def __post_init__(self) -> None:
         if not self.channels or min((*self.channels, *self.hidden, self.width)) < 1:
-            raise UserError("model.network.channels, .hidden and .width must be 1 or more, channels not empty")
+            raise UserError(
+                f"model.network has channels={self.channels}, hidden={self.hidden}, width={self.width}: all must be at"
+                " least 1, and channels not empty"
+            )
         if not 0 <= self.dropout < 1:
-            raise UserError(f"model.network.dropout={self.dropout} must be at least 0 and below 1 (dropped, not kept)")
+            raise UserError(
+                f"model.network.dropout={self.dropout} must be at least 0 and below 1 (the probability of dropping)"
+            )
         if not self.init_std > 0:
             raise UserError(f"model.network.init_std={self.init_std} must be above 0")
 
 
 class ConvNet(nn.Module):
-    """Images (B, 1, S, S) -> embeddings (B, width): [3x3 conv, ReLU] x 2 and pooling a stage, then linear layers.
+    """Images (B, 1, S, S) -> embeddings (B, width): stages of [3x3 conv, ReLU] x 2 and 2x2 pooling, then linear layers.
 
-    The embedding itself has no ReLU and no normalisation, only dropout. The paper's text has `hidden=(256,)`, a second
-    linear layer with dropout between the two; the released code, which gave its table, has none.
+    The embedding has dropout, but neither ReLU nor normalization. The paper's text describes `hidden=(256,)`, a second
+    linear layer with dropout between the two; the released code, which produced its table, has none.
     """
 
     def __init__(self, config: ConvNetConfig, image_size: int) -> None:
         super().__init__()
         side = image_size // 2 ** len(config.channels)
         if side < 1:
-            raise UserError(f"data.image_size={image_size} is too small for {len(config.channels)} poolings by two")
+            raise UserError(
+                f"data.image_size={image_size} is too small for {len(config.channels)} poolings by two: give at least"
+                f" {2 ** len(config.channels)}"
+            )
         self.config, self.image_size = config, image_size
         stages: list[nn.Module] = []
-        for inside, outside in zip((1, *config.channels), config.channels, strict=False):
-            stages += [nn.Conv2d(inside, outside, 3, padding=1), nn.ReLU()]
-            stages += [nn.Conv2d(outside, outside, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+        for in_channels, channels in pairwise((1, *config.channels)):
+            stages += [nn.Conv2d(in_channels, channels, 3, padding=1), nn.ReLU()]
+            stages += [nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
         self.convolutions = nn.Sequential(*stages)
         widths = (config.channels[-1] * side * side, *config.hidden, config.width)
         linear: list[nn.Module] = []
-        for index, (inside, outside) in enumerate(pairwise(widths)):
-            linear += [nn.Linear(inside, outside)]
+        for index, (in_width, width) in enumerate(pairwise(widths)):
+            linear += [nn.Linear(in_width, width)]
             linear += [nn.ReLU(), nn.Dropout(config.dropout)] if index < len(config.hidden) else []
         self.embedding = nn.Sequential(*linear, nn.Dropout(config.dropout))
-        self.apply(self._initialise)
+        self.apply(self._initialize)
 
-    def _initialise(self, layer: nn.Module) -> None:
+    def _initialize(self, layer: nn.Module) -> None:
         if isinstance(layer, nn.Conv2d | nn.Linear):
             std = self.config.init_std
+            assert layer.bias is not None
             nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
             nn.init.constant_(layer.bias, std)
 

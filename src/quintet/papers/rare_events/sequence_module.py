@@ -1,156 +1,183 @@
 """Sequence to sequence with the memory as LightningModules: the translator and the Neural GPU (section 3.2).
 
-Legend: B pairs, T target positions, N real target positions of the batch, V target tokens.
+Legend: B pairs, T target positions, N real target positions of the batch, q query features, D width of the network's
+last layer, d memory width, V target tokens.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
+from quintet.common.beam_search import beam_search, gnmt_penalty
 from quintet.common.checkpoints import to_builtin
 from quintet.common.distributed import over_ranks
 from quintet.common.errors import UserError
 from quintet.common.module import PaperModule
 from quintet.common.optim import OptimizerConfig, build_optimizer, from_mapping
 from quintet.data.batches import SequencePairBatch
-from quintet.data.special_ids import BOS, EOS
-from quintet.papers.rare_events.beam_search import beam_search, select_rows
-from quintet.papers.rare_events.memory.memory import MemoryAnswer, MemoryConfig
-from quintet.papers.rare_events.memory.token_memory import RecallConfig, TokenMemory
+from quintet.data.special_ids import BOS, EOS, PAD
+from quintet.papers.rare_events.decoding import TranslationStepDecoder
+from quintet.papers.rare_events.memory.config import MemoryConfig, memory_config_or_none
+from quintet.papers.rare_events.memory.memory import Memory, MemoryAnswer
+from quintet.papers.rare_events.memory.token_memory import RENAMED_TENSORS, RecallConfig, TokenMemory
 from quintet.papers.rare_events.neural_gpu import ExtendedNeuralGPU, NeuralGPUConfig
-from quintet.papers.rare_events.translator import Encoded, Translator, TranslatorConfig
+from quintet.papers.rare_events.translator import Translator, TranslatorConfig
 
-METRICS = ("loss", "accuracy", "sequence_accuracy", "memory_accuracy", "memory_loss")
+METRICS = ("loss", "accuracy", "sequence_accuracy")
+MEMORY_METRICS = ("memory_accuracy", "memory_loss")
 
 
 class Outputs(NamedTuple):
-    """One pass with the true target shown; rows are the N real target positions."""
+    """Predictions of the N real target positions, each after the true tokens before it."""
 
     logits: Tensor  # (N, V)
-    token: Tensor  # (N,) what is to be predicted
+    token: Tensor  # (N,) true token
     row: Tensor  # (N,) pair of the batch
-    query: Tensor | None  # (N, d) unit queries; None without memory, as the two below
+    query: Tensor | None  # (N, d) unit queries of the memory; None without memory, as the next two
     answer: MemoryAnswer | None
     memory_loss: Tensor | None  # (N,)
 
 
 class SequenceModule(PaperModule):
-    """What both have in common: loss, memory and its writes, metrics. A subclass names its network and config.
+    """The loss, the memory and its writes, and the metrics. Subclasses name the network and its config.
 
-    memory: null or search=none trains without one. data_info: vocabulary sizes and counts of target tokens.
+    memory: null or search=none trains without memory. data_info: `source_size` and `target_size` of the vocabularies,
+    and `target_counts`, the occurrences of each target token in the training split.
     """
 
     batch_type = SequencePairBatch
-    network_type: type[nn.Module]
-    config_type: type
+    renamed_tensors = ((r"^network\.to_top\.", "network.to_output."), *RENAMED_TENSORS)
+    network_type: ClassVar[Any]
+    config_type: ClassVar[type]
+    network: Any
+    sums: Any  # <stage>_<metric> -> MeanMetric
 
     def __init__(
         self,
-        network: object,
-        memory: MemoryConfig | None,
-        optimizer: OptimizerConfig,
-        data_info: dict,
-        recall: RecallConfig | None = None,
+        network: Any,
+        memory: MemoryConfig | Mapping[str, Any] | None,
+        optimizer: OptimizerConfig | Mapping[str, Any],
+        data_info: Mapping[str, Any],
+        recall: RecallConfig | Mapping[str, Any] | None = None,
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:
-            raise UserError(f"model.label_smoothing={label_smoothing} must be in [0, 1)")
-        config = from_mapping(self.config_type, network, "model.network")
+            raise UserError(f"model.label_smoothing={label_smoothing} must be at least 0 and below 1")
+        config: Any = from_mapping(self.config_type, network, "model.network")
         self.optimizer_config = from_mapping(OptimizerConfig, optimizer, "model.optimizer")
         self.recall_config = from_mapping(RecallConfig, recall or {}, "model.recall")
-        wanted = None if memory is None else from_mapping(MemoryConfig, memory, "model.memory")
-        wanted = None if wanted is None or wanted.search == "none" else wanted
-        # Plain values only: the checkpoint loads with weights_only and without Hydra.
-        configs = {"network": config, "memory": wanted, "recall": self.recall_config}
-        configs |= {"optimizer": self.optimizer_config, "data_info": data_info, "label_smoothing": label_smoothing}
-        self.save_hyperparameters(to_builtin(configs))
+        memory_config = memory_config_or_none(memory)
+        # Only built-in types: the checkpoint loads with weights_only and without Hydra.
+        saved = {
+            "network": config,
+            "memory": memory_config,
+            "recall": self.recall_config,
+            "optimizer": self.optimizer_config,
+            "data_info": data_info,
+            "label_smoothing": label_smoothing,
+        }
+        self.save_hyperparameters(to_builtin(saved))
+        self.label_smoothing = label_smoothing
         self.network = self.network_type(config, data_info["source_size"], data_info["target_size"])
-        self.tokens = None
-        if wanted is not None:
+        self.token_memory: TokenMemory | None = None
+        if memory_config is not None:
             sizes = self.network.query_width, self.network.width
-            self.tokens = TokenMemory(wanted, self.recall_config, *sizes, data_info["target_counts"])
+            self.token_memory = TokenMemory(memory_config, self.recall_config, *sizes, data_info["target_counts"])
         self._memory_is_read = True
-        self.sums = nn.ModuleDict({f"{s}_{m}": MeanMetric() for s in ("val", "test") for m in METRICS})
+        names = METRICS + MEMORY_METRICS
+        self.sums = nn.ModuleDict({f"{stage}_{name}": MeanMetric() for stage in ("val", "test") for name in names})
 
     @property
-    def memory(self):
-        """The Memory, or None."""
-        return None if self.tokens is None else self.tokens.memory
+    def memory(self) -> Memory | None:
+        """The memory itself, without the layers that connect it to the network."""
+        return None if self.token_memory is None else self.token_memory.memory
 
     @contextmanager
     def without_memory(self) -> Iterator[None]:
-        """In the block the network answers alone, whatever the memory holds."""
+        """Predict by the network alone in the block, whatever the memory contains."""
         self._memory_is_read = False
         try:
             yield
         finally:
             self._memory_is_read = True
 
-    def scores(self, top_nd: Tensor, features_nq: Tensor) -> tuple[Tensor, Tensor | None, MemoryAnswer | None]:
-        """Logits (N, V) of top outputs with the memory's answers mixed in, and its queries and answers."""
-        if self.tokens is None or not self._memory_is_read:
-            return self.network.logits(top_nd), None, None
-        query_nd, answer = self.tokens.read(features_nq)
-        return self.network.logits(self.tokens.combine(top_nd, answer, self.network.output_embedding)), query_nd, answer
+    # predictions and losses, with the true tokens before each position given
+
+    def scores(self, output_nd: Tensor, features_nq: Tensor) -> tuple[Tensor, Tensor | None, MemoryAnswer | None]:
+        """Logits (N, V) after the memory's answers are mixed in, and the memory's queries (N, d) and answers."""
+        if self.token_memory is None or not self._memory_is_read:
+            return self.network.logits(output_nd), None, None
+        query_nd, answer = self.token_memory.read(features_nq)
+        mixed_nd = self.token_memory.combine(output_nd, answer, self.network.output_embedding)
+        return self.network.logits(mixed_nd), query_nd, answer
 
     def positions(self, batch: SequencePairBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Query features (N, q), top outputs (N, D), true token (N,), pair (N,); padding is left out from here on."""
-        top_btd, features_btq = self.network(batch.source, batch.source_length, batch.target[:, :-1])
+        """Query features (N, q), outputs (N, D), true token (N,) and pair (N,) of all positions but padding."""
+        output_btd, features_btq = self.network(batch.source, batch.source_length, batch.target[:, :-1])
         real_bt = batch.real
-        return features_btq[real_bt], top_btd[real_bt], batch.target[:, 1:][real_bt], real_bt.nonzero()[:, 0]
+        return features_btq[real_bt], output_btd[real_bt], batch.target[:, 1:][real_bt], real_bt.nonzero()[:, 0]
 
     def outputs(self, batch: SequencePairBatch) -> Outputs:
-        """The network on pairs with their true targets."""
-        features_nq, top_nd, token_n, row_n = self.positions(batch)
-        logits_nv, query_nd, answer = self.scores(top_nd, features_nq)
-        loss_n = None if query_nd is None else self.tokens.losses(query_nd, token_n, answer)
-        return Outputs(logits_nv, token_n, row_n, query_nd, answer, loss_n)
+        """Predictions of all real target positions; reads the memory, writes nothing."""
+        features_nq, output_nd, token_n, row_n = self.positions(batch)
+        logits_nv, query_nd, answer = self.scores(output_nd, features_nq)
+        memory_loss_n = None
+        if self.token_memory is not None and query_nd is not None and answer is not None:
+            memory_loss_n = self.token_memory.losses(query_nd, token_n, answer)
+        return Outputs(logits_nv, token_n, row_n, query_nd, answer, memory_loss_n)
 
     def losses(self, out: Outputs, pairs: int) -> Tensor:
-        """Mean over its target tokens of cross-entropy (nats) plus weighted memory loss, for each pair (B,)."""
-        smoothing = self.hparams["label_smoothing"] if self.training else 0.0
+        """Cross-entropy in nats plus weighted memory loss, averaged over the target tokens of each pair, (B,)."""
+        smoothing = self.label_smoothing if self.training else 0.0
         loss_n = F.cross_entropy(out.logits.float(), out.token, reduction="none", label_smoothing=smoothing)
         if out.memory_loss is not None:
             loss_n = loss_n + self.recall_config.loss_weight * out.memory_loss
         return mean_by_row(loss_n, out.row, pairs)
 
     def example_losses(self, batch: SequencePairBatch) -> Tensor:
-        """Training loss of every pair (B,); reads the memory, writes nothing."""
+        """Training loss of every pair (B,)."""
         return self.losses(self.outputs(batch), len(batch.source))
+
+    # training and writing
 
     def training_step(self, batch: SequencePairBatch, batch_idx: int) -> Tensor:
         out = self.outputs(batch)
         loss = self.losses(out, len(batch.source)).mean()
         self.log("train/loss", over_ranks(loss), prog_bar=True, batch_size=len(batch.source))
         if out.answer is not None:
-            hits = (out.answer.value == out.token).float().mean()
-            self.log("train/memory_accuracy", hits, batch_size=len(batch.source))
-            self.tokens.write(out.query, out.token, out.answer)
+            accuracy = (out.answer.value == out.token).float().mean()
+            self.log("train/memory_accuracy", accuracy, batch_size=len(batch.source))
+            self._write(out)
         return loss
+
+    def _write(self, out: Outputs) -> None:
+        assert self.token_memory is not None and out.query is not None and out.answer is not None
+        self.token_memory.write(out.query, out.token, out.answer)
 
     @torch.no_grad()
     def show(self, batch: SequencePairBatch, max_count: int | None = None) -> None:
-        """Write pairs with their true targets into the memory; the weights stay. UserError without a memory.
+        """Write pairs with their true targets into the memory, without training. UserError without a memory.
 
-        max_count: only the tokens that stand at most so often in the training split.
+        max_count: write only tokens that occur at most so often in the training split.
         """
-        if self.tokens is None:
-            raise UserError("there is no memory to show examples to: the run was trained with model.memory=null")
+        if self.token_memory is None:
+            raise UserError("there is no memory to write to: the run was trained with model.memory=null")
         if max_count is None:
-            out = self.outputs(batch)
-            self.tokens.write(out.query, out.token, out.answer)
+            self._write(self.outputs(batch))
             return
         features_nq, _, token_n, _ = self.positions(batch)
-        rows = (self.tokens.counts[token_n] <= max_count).nonzero()[:, 0]
+        rows = (self.token_memory.counts[token_n] <= max_count).nonzero()[:, 0]
         if len(rows):
-            query_nd = self.memory.query(self.tokens.to_query(features_nq[rows]))
-            self.tokens.write(query_nd, token_n[rows], self.memory.read(query_nd))
+            query_nd, answer = self.token_memory.read(features_nq[rows])
+            self.token_memory.write(query_nd, token_n[rows], answer)
+
+    # evaluation
 
     def validation_step(self, batch: SequencePairBatch, batch_idx: int) -> None:
         self._evaluate(batch, "val")
@@ -159,13 +186,13 @@ class SequenceModule(PaperModule):
         self._evaluate(batch, "test")
 
     def _evaluate(self, batch: SequencePairBatch, stage: str) -> None:
-        """Cross-entropy and accuracy with the true prefix shown; a sequence counts when all of it is right."""
+        """Cross-entropy and accuracy given the true tokens before; a sequence is right if all its tokens are."""
         out = self.outputs(batch)
-        nats_n = F.cross_entropy(out.logits.float(), out.token, reduction="none")
+        nll_n = F.cross_entropy(out.logits.float(), out.token, reduction="none")
         right_n = (out.logits.argmax(1) == out.token).float()
         whole_b = mean_by_row(right_n, out.row, len(batch.source)) == 1
-        found = {"loss": nats_n, "accuracy": right_n, "sequence_accuracy": whole_b.float()}
-        if out.answer is not None:
+        found = {"loss": nll_n, "accuracy": right_n, "sequence_accuracy": whole_b.float()}
+        if out.answer is not None and out.memory_loss is not None:
             found["memory_accuracy"] = (out.answer.value == out.token).float()
             found["memory_loss"] = out.memory_loss
         for name, values in found.items():
@@ -178,70 +205,76 @@ class SequenceModule(PaperModule):
         self._report("test")
 
     def _report(self, stage: str) -> None:
-        for name in METRICS if self.tokens is not None else METRICS[:3]:
+        for name in METRICS + (MEMORY_METRICS if self.token_memory is not None else ()):
             metric = self.sums[f"{stage}_{name}"]
-            # already the same on every rank: torchmetrics has added the ranks' sums
+            # no sync_dist: torchmetrics has added the ranks' sums
             self.log(f"{stage}/{name}", metric.compute(), prog_bar=name == "accuracy", sync_dist=False)
             metric.reset()
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> Any:
         return build_optimizer(self, self.optimizer_config)
 
 
 class TranslationModule(SequenceModule):
-    """The attention LSTM with the memory asked at every target position, and beam search."""
+    """The attention LSTM; the memory is queried at every target position. Translates by beam search."""
 
     network_type, config_type = Translator, TranslatorConfig
+    network: Translator
 
-    def __init__(self, network: TranslatorConfig, **others) -> None:
+    def __init__(self, network: TranslatorConfig | Mapping[str, Any], **others: Any) -> None:
         super().__init__(network, **others)
 
     @torch.no_grad()
     def translate(
         self, batch: SequencePairBatch, beam_size: int = 4, alpha: float = 0.6, max_length: int | None = None
     ) -> list[list[int]]:
-        """The best translation of every source as token ids without bos and eos; the targets are not looked at."""
-        count = len(batch.source)
+        """The best translation of every source as token ids without bos and eos; the targets are not used.
+
+        Scores are log probability / GNMT's length penalty with `alpha`. max_length counts eos; by default it is
+        2 * longest source + 10.
+        """
         encoded = self.network.encoder(batch.source, batch.source_length)
-        rows = torch.arange(count, device=self.device).repeat_interleave(beam_size)
-        encoded = Encoded(*(part[rows] for part in encoded))
-
-        def step(token_n: Tensor, state: tuple) -> tuple[Tensor, tuple]:
-            top_ntd, features_ntq, state = self.network.decode(token_n[:, None], encoded, state or None)
-            return self.scores(top_ntd[:, 0], features_ntq[:, 0])[0].log_softmax(1), state
-
-        # Rows never leave their sentence, so that `encoded` needs no reordering.
-        found = beam_search(step, (), count, bos=BOS, eos=EOS, beam_size=beam_size, alpha=alpha,
-                            max_length=max_length or 2 * batch.source.shape[1] + 10,
-                            select=select_rows, device=self.device)  # fmt: skip
-        best = [row[0].tolist() for row in found.tokens]
-        return [row[: row.index(EOS)] if EOS in row else [token for token in row if token] for row in best]
+        decoder = TranslationStepDecoder(self.network, encoded, lambda *at: self.scores(*at)[0])
+        output = beam_search(
+            decoder,
+            len(batch.source),
+            bos=BOS,
+            eos=EOS,
+            beam_size=beam_size,
+            max_length=max_length or 2 * batch.source.shape[1] + 10,
+            length_penalty=gnmt_penalty(alpha),
+            eos_must_rank=False,
+            device=self.device,
+        )
+        best = output.tokens[:, 0].tolist()
+        return [ids[: ids.index(EOS)] if EOS in ids else [token for token in ids if token != PAD] for ids in best]
 
 
 class SymbolModule(SequenceModule):
-    """The Extended Neural GPU with the memory asked at every output position."""
+    """The Extended Neural GPU; the memory is queried at every output position."""
 
     network_type, config_type = ExtendedNeuralGPU, NeuralGPUConfig
+    network: ExtendedNeuralGPU
 
-    def __init__(self, network: NeuralGPUConfig, **others) -> None:
+    def __init__(self, network: NeuralGPUConfig | Mapping[str, Any], **others: Any) -> None:
         super().__init__(network, **others)
 
     @torch.no_grad()
     def predict(self, batch: SequencePairBatch) -> Tensor:
-        """Most likely output tokens (B, S), each fed back before the next; the targets are not looked at."""
-        chosen = []
+        """The most likely output tokens (B, S), each fed back before the next is chosen; the targets are not used."""
+        chosen: list[Tensor] = []
 
-        def choose(top_nd: Tensor, features_nq: Tensor) -> Tensor:
-            chosen.append(self.scores(top_nd, features_nq)[0].argmax(1))
+        def choose(output_bd: Tensor, features_bq: Tensor) -> Tensor:
+            chosen.append(self.scores(output_bd, features_bq)[0].argmax(1))
             return chosen[-1]
 
         steps = batch.source.shape[1]
-        tops, features = self.network(batch.source, batch.source_length, choose=choose, steps=steps)
-        choose(tops[:, -1], features[:, -1])
+        outputs, features = self.network(batch.source, batch.source_length, choose=choose, steps=steps)
+        choose(outputs[:, -1], features[:, -1])
         return torch.stack(chosen, 1)
 
 
 def mean_by_row(values_n: Tensor, row_n: Tensor, rows: int) -> Tensor:
-    """Mean (rows,) of the values of each row."""
+    """The mean of each row's values (rows,)."""
     total = values_n.new_zeros(rows).index_add(0, row_n, values_n)
     return total / torch.bincount(row_n, minlength=rows).clamp(min=1)

@@ -1,7 +1,8 @@
-"""A GNMT-like translator (Wu et al. 2016, arXiv 1609.08144): stacked residual LSTMs and additive attention.
+"""A translator after GNMT (Wu et al. 2016, arXiv 1609.08144): stacked residual LSTMs and additive attention.
 
-Legend: B sentences, S source and T target positions, D width, V target tokens. Everything at position t depends on
-source and target[:t + 1] only, so that training runs over whole sentences and beam search token by token.
+Legend: B sentences, S source and T target positions, D width, q width of the query features, V target tokens.
+The output at target position t depends on the source and target[:t + 1] only, so that training runs over whole
+sentences and beam search token by token.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,10 @@ from quintet.common.errors import UserError
 
 @dataclass(frozen=True)
 class TranslatorConfig:
-    """Everything under `model.network`; the paper of the memory takes GNMT's 8 layers of 1024 (sizes here: CPU)."""
+    """Everything under `model.network`. The paper of the memory uses GNMT's 8 layers of 1024; the defaults suit a CPU.
+
+    query: what queries the memory, context (the attention's output) | context_state (with the bottom layer's output).
+    """
 
     width: int = 256
     encoder_layers: int = 2
@@ -29,23 +33,25 @@ class TranslatorConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"model.network.{name}={getattr(self, name)} must be at least 1")
         if self.width % 2:
-            raise UserError(f"model.network.width={self.width} must be even: two directions share the first layer")
+            raise UserError(
+                f"model.network.width={self.width} must be even: half of it is for each direction of the first layer"
+            )
         if not 0 <= self.dropout < 1:
-            raise UserError(f"model.network.dropout={self.dropout} must be in [0, 1)")
+            raise UserError(f"model.network.dropout={self.dropout} must be at least 0 and below 1")
         if self.query not in ("context", "context_state"):
             raise UserError(f"model.network.query={self.query!r}: choose context or context_state")
 
 
 class Encoded(NamedTuple):
-    """What the decoder needs of a batch of sources."""
+    """The encoder's output for a batch of sources."""
 
     states_bsd: Tensor
-    keys_bsd: Tensor  # the states as attention sees them
-    mask_bs: Tensor  # bool, True = a real token
+    keys_bsd: Tensor  # U h in the attention, computed once for all target positions
+    mask_bs: Tensor  # bool, True = a real token, False = padding
 
 
 class ResidualStack(nn.Module):
-    """LSTM layers on top of each other, each adding its output to its input; `extra_bte` is fed to every layer."""
+    """LSTM layers, each of which adds its output to its input; `extra_bte` is an additional input of every layer."""
 
     def __init__(self, layers: int, width: int, extra: int, dropout: float) -> None:
         super().__init__()
@@ -55,7 +61,7 @@ class ResidualStack(nn.Module):
     def forward(
         self, x_btd: Tensor, extra_bte: Tensor | None = None, lengths_b: Tensor | None = None, states: tuple = ()
     ) -> tuple[Tensor, tuple]:
-        """Outputs (B, T, D) and the last (h, c) of each layer; with lengths, padding is skipped."""
+        """Outputs (B, T, D) and the last (h, c) of each layer; `lengths_b` excludes padding."""
         ends = []
         for index, layer in enumerate(self.layers):
             inner = self.dropout(x_btd)
@@ -86,7 +92,7 @@ class Encoder(nn.Module):
 
 
 class AdditiveAttention(nn.Module):
-    """weights = softmax(v . tanh(W q + U h)) over real source positions (Bahdanau et al. 2015)."""
+    """weights = softmax(v . tanh(W q + U h)) over the real source positions (Bahdanau et al. 2015)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -107,12 +113,17 @@ class DecoderState(NamedTuple):
     bottom: tuple[Tensor, Tensor]
     upper: tuple[tuple[Tensor, Tensor], ...]
 
+    def select(self, row_n: Tensor) -> "DecoderState":
+        """The state of these rows of the batch."""
+        (h, c), upper = self.bottom, self.upper
+        return DecoderState((h[:, row_n], c[:, row_n]), tuple((h[:, row_n], c[:, row_n]) for h, c in upper))
+
 
 class Translator(nn.Module):
-    """The bottom decoder layer asks the attention; its context goes to every upper layer and to the top output.
+    """The decoder's bottom layer queries the attention, whose context is an input of every upper layer and the output.
 
-    Gives the top output before the softmax and the memory's query features: the attention's output, the context
-    (`query=context`, section 3.2 of the memory paper), or context and bottom state together (`context_state`).
+    Returns the decoder's output before the softmax and the memory's query features: the attention's context
+    (`query=context`, section 3.2 of the memory paper), or context and bottom layer together (`context_state`).
     """
 
     def __init__(self, config: TranslatorConfig, source_size: int, target_size: int) -> None:
@@ -124,42 +135,42 @@ class Translator(nn.Module):
         self.bottom = nn.LSTM(config.width, config.width, batch_first=True)
         self.attention = AdditiveAttention(config.width)
         self.upper = ResidualStack(config.decoder_layers - 1, config.width, config.width, config.dropout)
-        self.to_top = nn.Linear(2 * config.width, config.width)
+        self.to_output = nn.Linear(2 * config.width, config.width)
         self.dropout = nn.Dropout(config.dropout)
         self.bias = nn.Parameter(torch.zeros(target_size))
 
     @property
     def output_embedding(self) -> Tensor:
-        """Rows of the softmax (V, D), which are the target embeddings too (Press and Wolf 2017)."""
+        """Weights of the softmax (V, D), which are the target embeddings too (Press and Wolf 2017)."""
         return self.embedding.weight
 
     def forward(self, source_bs: Tensor, length_b: Tensor, target_bt: Tensor) -> tuple[Tensor, Tensor]:
-        """Top outputs (B, T, D) and query features (B, T, q) that predict the token after each of `target_bt`."""
-        top_btd, features_btq, _ = self.decode(target_bt, self.encoder(source_bs, length_b))
-        return top_btd, features_btq
+        """Outputs (B, T, D) and query features (B, T, q) that predict the token after each of `target_bt`."""
+        output_btd, features_btq, _ = self.decode(target_bt, self.encoder(source_bs, length_b))
+        return output_btd, features_btq
 
     def decode(
         self, target_bt: Tensor, encoded: Encoded, state: DecoderState | None = None
     ) -> tuple[Tensor, Tensor, DecoderState]:
-        """One or many steps on from `state`."""
+        """Outputs and query features as from `forward`, continued from `state`, and the new state."""
         x_btd = self.dropout(_scaled(self.embedding, target_bt))
         bottom_btd, bottom = run_lstm(self.bottom, x_btd, None, state.bottom if state else None)
         context_btd, _ = self.attention(bottom_btd, encoded)
         upper_btd, upper = self.upper(bottom_btd, context_btd, states=state.upper if state else ())
-        top_btd = torch.tanh(self.to_top(self.dropout(torch.cat([upper_btd, context_btd], 2))))
+        output_btd = torch.tanh(self.to_output(self.dropout(torch.cat([upper_btd, context_btd], 2))))
         both = self.config.query == "context_state"
         features_btq = torch.cat([context_btd, bottom_btd], 2) if both else context_btd
-        return top_btd, features_btq, DecoderState(bottom, upper)
+        return output_btd, features_btq, DecoderState(bottom, upper)
 
-    def logits(self, top_nd: Tensor) -> Tensor:
-        """Scores (..., V) of top outputs, memory mixed in or not."""
-        return nn.functional.linear(self.dropout(top_nd), self.embedding.weight, self.bias)
+    def logits(self, output_nd: Tensor) -> Tensor:
+        """Logits (..., V) of outputs (..., D), before or after the memory's answers are mixed in."""
+        return nn.functional.linear(self.dropout(output_nd), self.embedding.weight, self.bias)
 
 
 def run_lstm(
-    layer: nn.LSTM, x_btd: Tensor, length_b: Tensor | None, state: tuple[Tensor, Tensor] | None = None
+    layer: nn.Module, x_btd: Tensor, length_b: Tensor | None, state: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """An LSTM over real tokens only: padding changes neither outputs nor the last state."""
+    """Run an LSTM over the real tokens only, so that padding changes neither the outputs nor the last state."""
     if length_b is None:
         return layer(x_btd, state)
     packed = pack_padded_sequence(x_btd, length_b.cpu(), batch_first=True, enforce_sorted=False)
@@ -174,5 +185,5 @@ def _embedding(size: int, width: int) -> nn.Embedding:
 
 
 def _scaled(table: nn.Embedding, ids: Tensor) -> Tensor:
-    # Unit rows suit a softmax; as inputs they are brought to unit variance.
+    # the rows have norm 1, which suits a softmax; as inputs they are scaled to unit variance
     return table(ids) * table.embedding_dim**0.5

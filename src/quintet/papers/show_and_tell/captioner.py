@@ -1,4 +1,4 @@
-"""What a trained captioner and an ensemble of several have in common: generating, losses and metrics on held-out data.
+"""What a single captioning model and an ensemble have in common: generation, and metrics on held-out data.
 
 Legend: I images, B captions, F features.
 """
@@ -11,21 +11,23 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from quintet.common.beam_search import StepDecoder
 from quintet.common.checkpoints import to_builtin
 from quintet.common.module import PaperModule
 from quintet.common.optim import from_mapping
 from quintet.data.batches import CaptionBatch
 from quintet.metrics.captions import CaptionMetrics
-from quintet.papers.show_and_tell.beam_search import Speaker
-from quintet.papers.show_and_tell.decoding import Caption, DecodingConfig, decode, in_words
+from quintet.papers.show_and_tell.decoding import Caption, DecodingConfig, decode, to_captions
 
 STAGES = ("val", "test")
 
 
 class Captioner(PaperModule):
-    """A subclass says `nats` of captions, and gives the `speaker` that is searched for new ones."""
+    """Subclasses implement `nll` of captions, and `step_decoder`, which beam search calls for new captions."""
 
     batch_type = CaptionBatch
+    losses: Any  # stage -> MeanMetric
+    scores: Any  # stage -> CaptionMetrics
 
     def __init__(self, vocabulary: Sequence[str], decoding: DecodingConfig, media_count: int) -> None:
         super().__init__()
@@ -34,19 +36,17 @@ class Captioner(PaperModule):
         self.losses = nn.ModuleDict({stage: MeanMetric() for stage in STAGES})
         self.scores = nn.ModuleDict({stage: CaptionMetrics() for stage in STAGES})
 
-    def nats(self, batch: CaptionBatch) -> Tensor:
-        """Equation 2: -log p(caption | image) (B,), summed over its words and the end."""
+    def nll(self, batch: CaptionBatch) -> Tensor:
+        """Equation 2: -log p(caption | image) in nats, (B,), summed over the caption's words and its end."""
         raise NotImplementedError
 
-    def speaker(self, source: CaptionBatch | Tensor, lookups: int) -> Speaker:
-        """What is searched for captions of these images."""
+    def step_decoder(self, source: CaptionBatch | Tensor, lookups: int) -> StepDecoder:
+        """The decoder of captions of these images, for about `lookups` words in all."""
         raise NotImplementedError
 
     def prepare_datamodule(self, datamodule: Any) -> None:
-        """Have it serve images where features that were cached before training are no longer the encoder's."""
+        """Make it serve images instead of cached features, where the encoder has changed since they were cached."""
         raise NotImplementedError
-
-    # captions
 
     @torch.no_grad()
     def generate(self, source: CaptionBatch | Tensor, beam_size: int | None = None, *,
@@ -55,15 +55,14 @@ class Captioner(PaperModule):
 
         beam_size and `settings` replace those of `model.decoding`. Call it in eval mode.
         """
-        settings = settings if beam_size is None else settings | {"beam_size": beam_size}
-        config = from_mapping(DecodingConfig, to_builtin(self.decoding) | settings, "model.decoding")
+        overrides = settings if beam_size is None else settings | {"beam_size": beam_size}
+        values: Any = to_builtin(self.decoding)
+        config = from_mapping(DecodingConfig, values | overrides, "model.decoding")
         config.check_vocabulary(len(self.vocabulary))
         count = len(source.image_index if isinstance(source, CaptionBatch) else source)
-        # the words of one image are about as many as the beam is wide times half the longest caption
-        speaker = self.speaker(source, lookups=count * config.width * config.max_length // 2)
-        return in_words(decode(speaker, count, config, self.device, generator), self.vocabulary)
-
-    # evaluation
+        # an estimate: captions are about half as long as the longest that is allowed
+        decoder = self.step_decoder(source, lookups=count * config.width * config.max_length // 2)
+        return to_captions(decode(decoder, count, config, self.device, generator), self.vocabulary)
 
     def validation_step(self, batch: CaptionBatch, batch_idx: int) -> None:
         self._evaluate(batch, "val")
@@ -72,12 +71,13 @@ class Captioner(PaperModule):
         self._evaluate(batch, "test")
 
     def _evaluate(self, batch: CaptionBatch, stage: str) -> None:
-        """The loss of every caption, and one generated for every image against all its own."""
+        """Update the loss with every caption, and the metrics with one generated caption for each image."""
         words_b = batch.lengths - 1
-        self.losses[stage].update(self.nats(batch) / words_b, words_b)
-        said = [captions[0].text for captions in self.generate(batch)]
-        references = self.trainer.datamodule.references(stage, batch.image_index.tolist())
-        self.scores[stage].update(said, references, batch.image_index)
+        self.losses[stage].update(self.nll(batch) / words_b, words_b)
+        generated = [captions[0].text for captions in self.generate(batch)]
+        trainer: Any = self.trainer
+        references = trainer.datamodule.references(stage, batch.image_index.tolist())
+        self.scores[stage].update(generated, references, batch.image_index)
 
     def on_validation_epoch_end(self) -> None:
         self._report("val")
@@ -86,16 +86,17 @@ class Captioner(PaperModule):
         self._report("test")
 
     def _report(self, stage: str) -> None:
-        """Log nats a word, perplexity and the caption metrics: the same on every rank, they gather."""
+        """Log the negative log-likelihood of a word in nats, the perplexity and the caption metrics."""
         loss = self.losses[stage].compute()
         values = {"loss": loss, "perplexity": loss.exp()} | self.scores[stage].compute()
         for name, value in values.items():
+            # no sync_dist: the metrics have gathered all ranks' examples
             self.log(f"{stage}/{name}", value.float(), prog_bar=name in ("loss", "bleu4", "cider"), sync_dist=False)
         self.losses[stage].reset()
         self.scores[stage].reset()
 
     def make_media(self, datamodule: Any, out_dir: Path) -> list[Path]:
-        """Held-out images with their generated captions, as one picture."""
+        """Write one picture of held-out images with their generated captions."""
         from quintet.papers.show_and_tell.media import make_media
 
         return make_media(self, datamodule, Path(out_dir), self.media_count)

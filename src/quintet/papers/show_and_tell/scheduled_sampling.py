@@ -1,4 +1,4 @@
-"""Scheduled sampling (Bengio et al. 2015): in training the decoder reads ever more of its own words.
+"""Scheduled sampling (Bengio et al. 2015): in training the decoder reads more and more of its own words.
 
 Legend: I images, B captions, T words read, H hidden width.
 """
@@ -10,17 +10,18 @@ import torch
 from torch import Tensor
 
 from quintet.common.errors import UserError
-from quintet.papers.show_and_tell.network import Decoder, of_captions
+from quintet.papers.show_and_tell.network import Decoder, rows_of_captions
 
 SCHEDULES = ("none", "linear", "exponential", "inverse_sigmoid")
 
 
 @dataclass(frozen=True)
 class ScheduledSampling:
-    """Everything under `model.scheduled_sampling`: how likely the decoder reads the true word at an optimiser step.
+    """Everything under `model.scheduled_sampling`: the probability of teacher forcing at each optimizer step.
 
-    From step `start`: linear falls to `floor` in `steps`; exponential comes half as near to it every `steps`;
-    inverse_sigmoid is k / (k + exp(i / k)) with k = steps. none: always the true word.
+    The probability is 1 until step `start`, then falls towards `floor`. linear: reaches it after `steps`. exponential:
+    halves the distance every `steps`. inverse_sigmoid: the distance is multiplied by k / (k + exp(i / k)), k = `steps`,
+    after i steps. none: always 1.
     """
 
     schedule: str = "none"
@@ -32,12 +33,14 @@ class ScheduledSampling:
         if self.schedule not in SCHEDULES:
             raise UserError(f"model.scheduled_sampling.schedule={self.schedule!r}: choose {', '.join(SCHEDULES)}")
         if self.start < 0 or self.steps < 1:
-            raise UserError("model.scheduled_sampling: give start 0 or more, and steps 1 or more")
+            raise UserError(
+                f"model.scheduled_sampling has start={self.start}, steps={self.steps}: give at least 0 and at least 1"
+            )
         if not 0 <= self.floor <= 1:
-            raise UserError(f"model.scheduled_sampling.floor={self.floor}: give 0 to 1")
+            raise UserError(f"model.scheduled_sampling.floor={self.floor} must be from 0 to 1")
 
-    def truth(self, step: int) -> float:
-        """Probability of the true word at optimiser step `step`."""
+    def teacher_forcing_prob(self, step: int) -> float:
+        """Probability that the decoder reads the true word at optimizer step `step`."""
         done = (step - self.start) / self.steps
         if self.schedule == "none" or done <= 0:
             return 1.0
@@ -50,15 +53,18 @@ class ScheduledSampling:
 
 
 def sampled_outputs(decoder: Decoder, features_if: Tensor, words_bt: Tensor, image_row_b: Tensor,
-                    truth: float) -> Tensor:  # fmt: skip
-    """As the decoder's forward pass, (B, T, H), but each word read after bos is with probability 1 - truth one that
-    the decoder itself has drawn at the step before. No gradient goes through what was drawn.
+                    teacher_forcing_prob: float) -> Tensor:  # fmt: skip
+    """LSTM outputs (B, T, H) as from `Decoder.forward`, where the decoder reads some of its own words.
+
+    After bos, each word is the true one with probability `teacher_forcing_prob`, else one that is drawn from the
+    decoder's prediction at the step before. No gradient flows through the drawing.
     """
-    state, drawn_b, outputs = decoder.start(of_captions(features_if, image_row_b)), words_bt[:, 0], []
+    state, drawn_b = decoder.start(rows_of_captions(features_if, image_row_b)), words_bt[:, 0]
+    outputs: list[Tensor] = []
     for word_b in words_bt.unbind(1):
         if outputs:
-            true_b = torch.rand(word_b.shape, device=word_b.device) < truth
-            word_b = torch.where(true_b, word_b, drawn_b)
+            is_true_b = torch.rand(word_b.shape, device=word_b.device) < teacher_forcing_prob
+            word_b = torch.where(is_true_b, word_b, drawn_b)
         state = decoder.step(word_b, state)
         outputs.append(decoder.dropout(state.m))
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Pretrained word vectors in the text format of word2vec and GloVe: a word and its numbers a line."""
+"""Pretrained word vectors in the text format of word2vec and GloVe: on each line a word and its numbers."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -14,15 +14,15 @@ log = logging.getLogger(__name__)
 
 
 def read_word_vectors(path: str, vocabulary: Sequence[str], width: int, scale: float) -> tuple[Tensor, Tensor]:
-    """Rows (K,) of the vocabulary that the file knows, and their vectors (K, width).
+    """The ids (K,) of the vocabulary's words that the file contains, and their vectors (K, width).
 
-    word2vec's first line, the two sizes, is passed over; an exact word goes before its lower-case form. The vectors are
-    brought to the root mean square of U(-scale, scale), which the other words start from.
-    Errors: UserError for a file that is missing, of another width, broken, or without any word of the vocabulary.
+    word2vec's header line with the two sizes is skipped. A word is matched exactly, else in lower case. The vectors are
+    scaled to the root mean square of U(-scale, scale), from which the other words start.
+    Errors: UserError for a file that is missing, malformed, of another width, or without any word of the vocabulary.
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        raise UserError(f"{KEY}={path}: no such file; give one in word2vec's or GloVe's text format, or null")
+        raise UserError(f"{KEY}={path}: no such file; give a file in word2vec's or GloVe's text format, or null")
     row_of = {word: row for row, word in enumerate(vocabulary)}
     found: dict[int, Tensor] = {}
     for number, word, numbers in _lines(file):
@@ -33,8 +33,8 @@ def read_word_vectors(path: str, vocabulary: Sequence[str], width: int, scale: f
             continue
         found[row] = _vector(numbers, width, f"{KEY}={path}, line {number}")
     if not found:
-        raise UserError(f"{KEY}={path}: none of its words is in the vocabulary")
-    log.info("%d of %d words start from %s", len(found), len(vocabulary), file.name)
+        raise UserError(f"{KEY}={path}: none of its words is in the vocabulary; check the language and the format")
+    log.info("word vectors: %d of %d words are initialized from %s", len(found), len(vocabulary), file.name)
     vectors = torch.stack(list(found.values()))
     vectors *= scale / 3**0.5 / vectors.square().mean().sqrt().clamp(min=1e-12)
     return torch.tensor(list(found)), vectors
@@ -54,7 +54,7 @@ def _vector(numbers: list[str], width: int, where: str) -> Tensor:
     try:
         vector = torch.tensor([float(number) for number in numbers])
     except ValueError as error:
-        raise UserError(f"{where} is no vector: {error}") from error
+        raise UserError(f"{where} is not a vector: {error}") from error
     if not bool(vector.isfinite().all()):
-        raise UserError(f"{where} is no vector: it has nan or inf")
+        raise UserError(f"{where} is not a vector: it contains nan or inf")
     return vector

@@ -159,7 +159,7 @@ def test_approximate_search_goes_through_the_real_memory(data):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"ways": [13]}, r"protocol\.ways=\[13\]: the test split has 12 classes"),
+        ({"ways": [13]}, r"protocol\.ways=\[13\] must be at most 12"),
         ({"shots": [1, 8]}, r"protocol\.shots=\[1, 8\] needs 9 drawings of a class, the data has 8"),
         ({"embedding": "pixel"}, r"protocol\.embedding=pixel: choose network, pixels"),
         ({"store": "all"}, r"protocol\.store=all: choose auto, memory, examples"),

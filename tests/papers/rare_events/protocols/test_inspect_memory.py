@@ -19,7 +19,7 @@ def asked(module, data, **overrides):
     module.eval()
     protocol = InspectMemory(**SETTINGS | overrides)
     with torch.no_grad():
-        return protocol._ask(module, data.array, data.classes("test"))
+        return protocol._queries(module, data.array, data.classes("test"))
 
 
 def test_files_and_numbers(tmp_path):
@@ -92,7 +92,7 @@ def test_colours_tell_right_from_wrong(tmp_path, monkeypatch):
             text, colour = next(titles)
             assert colour == ("tab:green" if found.name == query.name else "tab:red")
             assert f"age {found.age}" in text and f"{found.similarity:.3f}" in text
-    assert {colour for _, colour in drawn} == {"black", "tab:green", "tab:red"}
+    assert {color for _, color in drawn} == {"black", "tab:green", "tab:red"}
 
 
 @pytest.mark.parametrize(
@@ -100,9 +100,9 @@ def test_colours_tell_right_from_wrong(tmp_path, monkeypatch):
     [
         ({"ways": 13}, r"protocol\.ways=13, .*12 classes with 8 drawings"),
         ({"showings": 9}, r"protocol\.showings=9"),
-        ({"ways": 1}, r"protocol\.ways=1: give 2"),
+        ({"ways": 1}, r"protocol\.ways=1 must be at least 2"),
         ({"neighbours": 0}, r"protocol\.neighbours=0"),
-        ({"count": 16}, r"protocol\.count=16: only .* = 15"),
+        ({"count": 16}, r"protocol\.count=16 must be at most .* = 15"),
     ],
 )
 def test_impossible_requests(tmp_path, overrides, message):

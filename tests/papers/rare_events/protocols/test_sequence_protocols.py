@@ -79,7 +79,7 @@ def test_a_larger_memory_knows_the_training_split_and_the_trained_one_stays(tmp_
     assert module.memory is kept and all(torch.equal(before[n], t) for n, t in state_of(module).items())
     none = OneShotTranslation(beam_size=1, larger_slots=2048, larger_max_count=1)(module, data, tmp_path)
     assert none["one_shot/bleu_larger"] < 20  # every training token stands there three times or more
-    with pytest.raises(UserError, match="16 slots does not hold the trained one of 512"):
+    with pytest.raises(UserError, match="16 slots is smaller than the trained one: give at least 512"):
         OneShotTranslation(beam_size=1, larger_slots=16)(module, data, tmp_path)
 
 

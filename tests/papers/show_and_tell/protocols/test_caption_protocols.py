@@ -132,7 +132,7 @@ def pairs_of(module, data, split, images):
         batch = whole._replace(features=features, image_row=torch.zeros_like(whole.image_row),
                                image_index=torch.tensor([image]))  # fmt: skip
         with torch.no_grad():
-            rows.append(-module.nats(batch))
+            rows.append(-module.nll(batch))
     return torch.stack(rows), whole
 
 
@@ -147,7 +147,7 @@ def test_likelihoods_of_all_pairs_are_the_losses(loaded, members, monkeypatch):
     wanted_ic, batch = pairs_of(module, data, "test", range(6))
     captions = [ids[1:length] for ids, length in zip(batch.words.tolist(), batch.lengths.tolist(), strict=True)]
     tree = PrefixTree.of(captions)
-    found_ic = log_likelihoods(module.speaker(batch, 1000), 6, tree)
+    found_ic = log_likelihoods(module.step_decoder(batch, 1000), 6, tree)
     torch.testing.assert_close(found_ic, wanted_ic, rtol=1e-4, atol=1e-4)
     assert tree.steps < sum(map(len, captions))
 
@@ -262,7 +262,7 @@ def test_caption_any_picture(loaded, tmp_path):
     assert [said["same", "1"], said["same", "2"]] == [one.text for one in wanted]
     assert (tmp_path / "caption/captions.png").stat().st_size > 5_000
     (folder / "broken.jpg").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"1 pictures were left out, the others are in .*broken\.jpg"):
+    with pytest.raises(UserError, match=r"1 pictures could not be read, the others are in .*broken\.jpg"):
         Caption(inputs=str(folder))(module, data, tmp_path)
 
 
@@ -299,9 +299,9 @@ def test_transfer_speaks_the_runs_words(loaded, tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: CaptionMetrics(beam_sizes=[0, 1]), r"protocol\.beam_sizes=\[0, 1\]: give 1 or more"),
+        (lambda: CaptionMetrics(beam_sizes=[0, 1]), r"protocol\.beam_sizes=\[0, 1\] must be at least 1"),
         (lambda: CaptionMetrics(beam_sizes=[]), r"protocol\.beam_sizes"),
-        (lambda: Novelty(beam_size=3, captions=4), r"protocol\.captions=4: give 1 to protocol\.beam_size=3"),
+        (lambda: Novelty(beam_size=3, captions=4), r"protocol\.captions=4 must be from 1 to protocol\.beam_size=3"),
         (lambda: CaptionRanking(precision="16"), "protocol.precision=16: choose 32 or bf16"),
         (lambda: CaptionRanking(captions_per_image=0), "protocol.captions_per_image=0"),
         (lambda: NearestCaption(neighbours=0), "protocol.neighbours=0"),
@@ -317,13 +317,13 @@ def test_settings_are_checked(make, message):
 @pytest.mark.parametrize(
     ("protocol", "message"),
     [
-        (CaptionMetrics(count=7), "protocol.count=7: there are 6 images"),
+        (CaptionMetrics(count=7), "protocol.count=7: the split has 6 images"),
         (CaptionMetrics(split="none"), "unknown split 'none'"),
-        (WordNeighbours(words=["zebra"]), "the run does not know 'zebra'"),
+        (WordNeighbours(words=["zebra"]), "'zebra', which is not in the run's vocabulary"),
         (Transfer(), "protocol.data is null"),
-        (Transfer(data="enron"), "protocol.data=enron: it has no captions"),
+        (Transfer(data="enron"), "protocol.data=enron has no captions"),
         (Caption(inputs="/nowhere.jpg"), "there is no such picture or folder"),
-        (CaptionMetrics(beam_sizes=[10_000]), "beam_size=10000: the vocabulary has"),
+        (CaptionMetrics(beam_sizes=[10_000]), "beam_size=10000 must be at most"),
     ],
 )
 def test_what_a_run_cannot_do_is_said(loaded, tmp_path, protocol, message):

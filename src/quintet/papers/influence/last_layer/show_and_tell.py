@@ -16,7 +16,7 @@ def split(
     module: ShowAndTellModule, names: Sequence[str]
 ) -> tuple[LastLayer, Callable[[CaptionBatch], LastLayerBatch]] | None:
     """The output layer, where it is not tied to the word embedding and no memory answers beside it."""
-    if module.tokens is not None or module.network.config.tied or not are_all_of(module, names, LAST):
+    if module.token_memory is not None or module.network.config.tied or not are_all_of(module, names, LAST):
         return None
     return LastLayer(module, LAST), partial(before_last, module)
 

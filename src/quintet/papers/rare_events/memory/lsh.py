@@ -1,4 +1,4 @@
-"""Locality-sensitive hashing with random hyperplanes and multi-probing, for memories beyond exact search (section 3).
+"""Locality-sensitive hashing with random hyperplanes and multi-probing, for large memories (section 3).
 
 Legend: B queries, T tables, H bits of a table, k neighbours, m slots, N filled rows.
 """
@@ -11,19 +11,21 @@ from numba import njit
 from torch import Tensor
 
 from quintet.common.errors import UserError
-from quintet.papers.rare_events.memory.index import IndexedSearch
-from quintet.papers.rare_events.memory.memory_config import MemoryConfig
+from quintet.papers.rare_events.memory.config import MemoryConfig
+from quintet.papers.rare_events.memory.search import IndexedSearch
 
-# Sums of a dot product may be reordered, which is what lets it use vector instructions.
+# allows reordering the sum of a dot product, which vector instructions need
 _FAST = {"reassoc", "contract", "nsz", "arcp"}
 
 
 class LshSearch(IndexedSearch):
-    """T tables of 2^H buckets; a query looks into its own and the nearest other buckets and compares all keys there.
+    """T tables of 2^H buckets. A query is compared with all keys of its own and the nearest other buckets.
 
-    Buckets are linked lists through the slots, so that a changed key moves in constant time, and what is found depends
-    on the keys alone, not on the order in which they came. On the CPU only.
+    Buckets are linked lists of slots, so that a changed key moves in constant time. The result depends on the keys
+    only, not on the order in which they were written. On the CPU only.
     """
+
+    planes: Tensor  # (T * H, d) normals of the hyperplanes
 
     def __init__(self, config: MemoryConfig) -> None:
         super().__init__(config)
@@ -42,7 +44,7 @@ class LshSearch(IndexedSearch):
 
     def approximate(self, index: "Buckets", query_bd: Tensor, keys_nd: Tensor, k: int) -> tuple[Tensor, Tensor]:
         code_bt, distance_bth = self._hash(query_bd)
-        flips = (self.config.lsh_probes - 1).bit_length()  # that many least certain bits are tried both ways
+        flips = (self.config.lsh_probes - 1).bit_length()  # so many least certain bits are tried with both values
         mask_btf = 1 << distance_bth.argsort(dim=2)[:, :, :flips].contiguous().numpy()
         similarity_bk = np.full((len(query_bd), k), -np.inf, np.float32)
         slot_bk = np.full((len(query_bd), k), -1, np.int64)
@@ -71,7 +73,7 @@ class LshSearch(IndexedSearch):
 
 
 class Buckets:
-    """Doubly linked lists: first slot of each bucket, next and previous slot, and the bucket each slot is in."""
+    """Doubly linked lists: the first slot of each bucket; the next and previous slot and the bucket of each slot."""
 
     def __init__(self, tables: int, bits: int, slots: int) -> None:
         self.head_tc = np.full((tables, 2**bits), -1, np.int32)
@@ -84,7 +86,7 @@ class Buckets:
 
 @njit(cache=True, nogil=True)
 def relink(head_tc, next_tm, before_tm, code_tm, slot_n, code_nt):
-    """Move every slot out of its old bucket, if it is in one, and into its new one."""
+    """Move every slot from its old bucket, if it has one, to its new bucket."""
     for t in range(head_tc.shape[0]):
         for n in range(slot_n.size):
             slot, old, new = slot_n[n], code_tm[t, slot_n[n]], code_nt[n, t]
@@ -115,7 +117,7 @@ def _dot(a_d, b_d):
 
 @njit(cache=True, nogil=True)
 def probe(query_bd, keys_nd, code_bt, mask_btf, head_tc, next_tm, similarity_bk, slot_bk):
-    """Keep the k best of all keys in each query's buckets, as a heap whose root is the worst kept."""
+    """Keep the k best of all keys in each query's buckets, in a heap whose root is the worst of them."""
     seen_n = np.full(keys_nd.shape[0], -1, np.int32)
     for b in range(query_bd.shape[0]):
         for t in range(code_bt.shape[1]):
@@ -126,7 +128,7 @@ def probe(query_bd, keys_nd, code_bt, mask_btf, head_tc, next_tm, similarity_bk,
                         bucket ^= mask_btf[b, t, f]
                 slot = head_tc[t, bucket]
                 while slot >= 0:
-                    if slot < seen_n.size and seen_n[slot] != b:  # beyond: a row that is no longer filled
+                    if slot < seen_n.size and seen_n[slot] != b:  # beyond: a row that is not filled any more
                         seen_n[slot] = b
                         similarity = _dot(query_bd[b], keys_nd[slot])
                         if similarity > similarity_bk[b, 0]:

@@ -1,4 +1,4 @@
-"""What the two few-shot protocols share: unit keys of all test drawings, episodes in parallel, means and intervals.
+"""Shared by the two few-shot protocols: keys of all test drawings, episodes in parallel, means and intervals.
 
 Legend: C classes, D drawings of each, E episodes, T images of one, Q queries, N stored examples, d key width.
 """
@@ -22,10 +22,10 @@ STORES = ("auto", "memory", "examples")
 
 @torch.no_grad()
 def unit_keys(module, images_cdss: np.ndarray, embedding: str = "network", batch: int = 512) -> Tensor:
-    """Unit vectors (C, D, d) of all drawings: the memory's queries, or raw pixels with their white background.
+    """Unit vectors (C, D, d) of all drawings: the memory's queries, or raw pixels with white = 1 and ink = 0.
 
-    Cosine between raw pixels (white = 1, ink = 0) is the baseline of Vinyals et al. 2016, which the paper's table
-    repeats; on ink = 1 instead it is 6 to 10 points better. `module` may be None for pixels.
+    The cosine of raw pixels with white = 1 reproduces the baseline of Vinyals et al. 2016 that the paper's table
+    repeats; with ink = 1 the baseline is 6 to 10 points better. `module` may be None for pixels.
     """
     flat_nss = images_cdss.reshape(-1, *images_cdss.shape[2:])
     chunks = (torch.from_numpy(np.array(flat_nss[i : i + batch])).float() / 255 for i in range(0, len(flat_nss), batch))
@@ -39,16 +39,16 @@ def unit_keys(module, images_cdss: np.ndarray, embedding: str = "network", batch
 
 
 def plan_episodes(count: int, num_classes: int, num_drawers: int, way: int, length: int, seed: int) -> Plan:
-    """`count` episodes as arrays (E, T): the data module's kind of episode, with keys of the protocols' own."""
+    """`count` episodes as arrays (E, T), drawn like the data module's, but with other random numbers."""
     plans = (plan_episode((seed, 3, way, e), num_classes, num_drawers, way, length) for e in range(count))
     return Plan(*(np.stack(field) for field in zip(*plans, strict=True)))
 
 
 class Stores:
-    """E memories side by side that start empty and never get full; each answers and learns as if it were alone.
+    """E independent memories that start empty and are never full, computed in parallel.
 
-    merge: a right answer moves the nearest key to the middle, as the memory does (section 3.1 of the paper); without
-    it every example is kept, which makes it a nearest-neighbour classifier.
+    merge: a right answer moves the nearest key, as in the paper's memory (section 3.1); without it every example is
+    stored, which makes a nearest-neighbour classifier.
     """
 
     def __init__(self, episodes: int, room: int, width: int, merge: bool, device: torch.device | str = "cpu") -> None:
@@ -58,7 +58,7 @@ class Stores:
         self.merge = merge
 
     def nearest(self, query_eqd: Tensor) -> Tensor:
-        """Index (E, Q) of the nearest stored key; slot 0, whose value is -1, while there is none."""
+        """Slot (E, Q) of the nearest key; slot 0, whose value is -1, while there is none."""
         used = max(int(self.filled.max()), 1)
         similarity_eqn = query_eqd @ self.keys[:, :used].mT
         empty_en = torch.arange(used, device=self.keys.device) >= self.filled[:, None]
@@ -70,18 +70,18 @@ class Stores:
 
     def write(self, query_ed: Tensor, value_e: Tensor) -> None:
         """One example for each of the E memories."""
-        everyone = torch.arange(len(query_ed), device=query_ed.device)
+        episode_e = torch.arange(len(query_ed), device=query_ed.device)
         nearest_e = self.nearest(query_ed[:, None])[:, 0]
-        hit_e = (self.values[everyone, nearest_e] == value_e) & self.merge
-        slot_e = torch.where(hit_e, nearest_e, self.filled)
-        moved_ed = F.normalize(self.keys[everyone, slot_e] + query_ed, dim=1)
-        self.keys[everyone, slot_e] = torch.where(hit_e[:, None], moved_ed, query_ed)
-        self.values[everyone, slot_e] = value_e
-        self.filled += ~hit_e
+        match_e = (self.values[episode_e, nearest_e] == value_e) & self.merge
+        slot_e = torch.where(match_e, nearest_e, self.filled)
+        moved_ed = F.normalize(self.keys[episode_e, slot_e] + query_ed, dim=1)
+        self.keys[episode_e, slot_e] = torch.where(match_e[:, None], moved_ed, query_ed)
+        self.values[episode_e, slot_e] = value_e
+        self.filled += ~match_e
 
 
 class OneMemory:
-    """As `Stores`, one episode in a real Memory: for approximate search, or fewer slots than images."""
+    """As `Stores`, for one episode with a real Memory: for approximate search, or fewer slots than images."""
 
     def __init__(self, memory) -> None:
         self.memory = memory
@@ -94,11 +94,11 @@ class OneMemory:
 
 
 class FewShot:
-    """Accuracy on test classes for every number of `ways` and `shots`, over `episodes` episodes of each number of ways.
+    """Accuracy on test classes for each number of `ways` and `shots`, with `episodes` episodes for each number of ways.
 
-    embedding: `network`, or `pixels` for the baseline. store: how examples are kept; `memory` by the memory's rules,
-    `examples` every one of them; `auto` is the first for a network and the second for pixels.
-    Writes `<run_dir>/<name>/accuracy.csv`. Intervals are 1.96 standard errors of the mean over episodes.
+    embedding: `network`, or `pixels` for the baseline. store: `memory` = by the memory's update rules, `examples` =
+    every example is stored, `auto` = the first for a network and the second for pixels.
+    Writes `<run_dir>/<name>/accuracy_<embedding>.csv`. ci95 is 1.96 standard errors of the mean over episodes.
     """
 
     name = "few_shot"
@@ -114,9 +114,11 @@ class FewShot:
         for key in ("ways", "shots"):
             numbers = getattr(self, key)
             if not numbers or min(numbers) < 1:
-                raise UserError(f"protocol.{key}={list(numbers)}: give a list of numbers from 1")
+                raise UserError(f"protocol.{key}={list(numbers)} must be a list of numbers from 1")
         if episodes < 2 or parallel < 1:
-            raise UserError(f"protocol.episodes={episodes}, parallel={parallel}: give 2 or more, and 1 or more")
+            raise UserError(
+                f"protocol.episodes={episodes}, parallel={parallel}: give at least 2 episodes, and parallel at least 1"
+            )
 
     @torch.no_grad()
     def __call__(self, module, datamodule, run_dir: Path) -> dict[str, float]:
@@ -124,7 +126,8 @@ class FewShot:
         self._check(*images_cdss.shape[:2])
         keys_cdx = unit_keys(module, images_cdss, self.embedding)
         name = self.name + ("_pixels" if self.embedding == "pixels" else "")
-        metrics, rows = {}, []
+        metrics: dict[str, float] = {}
+        rows: list[tuple] = []
         for way in self.ways:
             for shot, accuracy_e in self.measure(module, keys_cdx, way).items():
                 mean, interval = mean_and_interval(accuracy_e)
@@ -136,29 +139,29 @@ class FewShot:
         return metrics
 
     def drawings(self) -> int:
-        """How many different drawings of a class an episode needs."""
+        """The number of different drawings of a class that an episode needs."""
         raise NotImplementedError
 
     def measure(self, module, keys_cdx: Tensor, way: int) -> dict[int, np.ndarray]:
-        """Accuracy of every episode (E,), by number of shots."""
+        """Accuracy (E,) of every episode, by number of shots."""
         raise NotImplementedError
 
     def _check(self, classes: int, drawers: int) -> None:
         if max(self.ways) > classes:
-            raise UserError(f"protocol.ways={list(self.ways)}: the test split has {classes} classes")
+            raise UserError(f"protocol.ways={list(self.ways)} must be at most {classes}, the classes of the test split")
         if self.drawings() > drawers:
             raise UserError(
                 f"protocol.shots={list(self.shots)} needs {self.drawings()} drawings of a class, the data has {drawers}"
             )
 
     def batches(self, module, keys_cdx: Tensor, plan: Plan, stored: int):
-        """(stores, keys (E, T, d), labels (E, T)) of some episodes at a time; `stored` images of each are written."""
+        """(store, keys (E, T, d), labels (E, T)) of several episodes at a time; `stored` images of each are written."""
         merge = self.store == "memory" or (self.store == "auto" and self.embedding == "network")
         memory = None
         if merge and self.embedding == "network":
             memory = module.blank_memory(int(plan.labels.max()) + 1)
             if memory.config.search == "exact" and memory.config.slots >= stored:
-                memory = None  # its answers are those of `Stores`
+                memory = None  # `Stores` has the same answers, and is faster
         size = self.parallel if memory is None else 1
         device = keys_cdx.device
         classes, drawers, labels = (torch.from_numpy(a).to(device) for a in (plan.classes, plan.drawers, plan.labels))
@@ -168,10 +171,10 @@ class FewShot:
             episodes, _, width = keys_etd.shape
             if memory is None:
                 yield Stores(episodes, stored, width, merge, device), keys_etd, labels[some]
-            else:  # a new one: a cleared memory would go on with its random numbers where the last episode stopped
+            else:  # a new memory for each, since in a cleared one the age noise would depend on the episodes before
                 yield OneMemory(module.blank_memory(memory.num_values)), keys_etd, labels[some]
 
 
 def mean_and_interval(accuracy_e: np.ndarray) -> tuple[float, float]:
-    """Mean over episodes and half of its 95% interval."""
+    """Mean over episodes and half the width of its 95% confidence interval."""
     return float(accuracy_e.mean()), float(1.96 * accuracy_e.std(ddof=1) / math.sqrt(len(accuracy_e)))

@@ -1,4 +1,4 @@
-"""Few-shot accuracy while the examples stream by, as the authors test: every image is answered, then remembered."""
+"""Streaming few-shot accuracy, as in the authors' code: every image is classified, then written to the memory."""
 
 import numpy as np
 import torch
@@ -8,10 +8,10 @@ from quintet.papers.rare_events.protocols.few_shot import FewShot, plan_episodes
 
 
 class FewShotStreaming(FewShot):
-    """k-shot = accuracy on a class' (k+1)-th showing, in rounds that show every class once in random order.
+    """k-shot is the accuracy on the (k+1)-th image of a class, in rounds that show every class once in random order.
 
-    An episode of w ways has w x (max shots + 1) images and starts with an empty memory. This is not strict k-shot:
-    classes that came earlier in the same round were shown k+1 times by then (see `few_shot_strict`).
+    An episode of w ways has w x (max shots + 1) images and starts with an empty memory. This is not strict k-shot, for
+    which see few_shot_strict: classes that came earlier in the same round have been shown k+1 times already.
     """
 
     name = "few_shot_streaming"
@@ -21,7 +21,7 @@ class FewShotStreaming(FewShot):
 
     def measure(self, module, keys_cdx: Tensor, way: int) -> dict[int, np.ndarray]:
         length = way * (max(self.shots) + 1)
-        plan = plan_episodes(self.episodes, *keys_cdx.shape[:2], way, length, self.seed)
+        plan = plan_episodes(self.episodes, len(keys_cdx), keys_cdx.shape[1], way, length, self.seed)
         predicted = []
         for stores, keys_etd, labels_et in self.batches(module, keys_cdx, plan, stored=length):
             answers = []

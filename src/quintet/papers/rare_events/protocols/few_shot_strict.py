@@ -1,4 +1,4 @@
-"""N-way k-shot accuracy as in Vinyals et al. 2016: k examples of every class first, then questions only."""
+"""Strict N-way k-shot accuracy, as in Vinyals et al. 2016: first k examples of every class, then only queries."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from quintet.papers.rare_events.protocols.few_shot import FewShot, plan_episodes
 class FewShotStrict(FewShot):
     """The memory is written with the k examples of every class (k rounds in random order), then frozen.
 
-    queries: drawings of every class, none of them among the examples, that are asked about.
+    queries: number of drawings of each class that are classified, none of them among the examples.
     """
 
     name = "few_shot_strict"
@@ -24,7 +24,7 @@ class FewShotStrict(FewShot):
         super().__init__(ways, shots, episodes, embedding, store, seed, parallel)
         self.queries = queries
         if queries < 1:
-            raise UserError(f"protocol.queries={queries}: ask about 1 drawing of a class or more")
+            raise UserError(f"protocol.queries={queries} must be at least 1")
 
     def drawings(self) -> int:
         return max(self.shots) + self.queries
@@ -35,7 +35,7 @@ class FewShotStrict(FewShot):
     def _accuracy(self, module, keys_cdx: Tensor, way: int, shot: int) -> np.ndarray:
         support = way * shot
         length = support + way * self.queries
-        plan = plan_episodes(self.episodes, *keys_cdx.shape[:2], way, length, self.seed)
+        plan = plan_episodes(self.episodes, len(keys_cdx), keys_cdx.shape[1], way, length, self.seed)
         right = []
         for stores, keys_etd, labels_et in self.batches(module, keys_cdx, plan, stored=support):
             for t in range(support):

@@ -1,4 +1,4 @@
-"""How long does the memory remember? One long stream of test classes into a memory that is never cleared."""
+"""How long the memory remembers: a long stream of test classes into a memory that is never cleared."""
 
 import math
 from dataclasses import replace
@@ -16,45 +16,46 @@ from quintet.papers.rare_events.protocols.few_shot import unit_keys
 
 
 class Stream(NamedTuple):
-    """N images in the order in which they are shown; no drawing comes twice."""
+    """N images in the order in which they are shown; no drawing occurs twice."""
 
     classes: NDArray[np.int64]  # (N,)
     drawers: NDArray[np.int64]  # (N,)
-    ages: NDArray[np.int64]  # (N,) images since the class was last shown; 0 where it is new
-    showings: NDArray[np.int64]  # (N,) how often the class was shown before
+    ages: NDArray[np.int64]  # (N,) images since the class was last shown; 0 at its first image
+    showings: NDArray[np.int64]  # (N,) number of earlier images of the class
 
 
 class Record(NamedTuple):
-    """What happened at every image, (N,) each."""
+    """The result at every image, (N,) each."""
 
-    right: NDArray[np.bool_]  # the memory answered the image's class
-    stored: NDArray[np.bool_]  # it still held a slot of that class
-    chance: NDArray[np.float64]  # 1 / classes shown so far
+    right: NDArray[np.bool_]  # whether the memory's answer was the image's class
+    stored: NDArray[np.bool_]  # whether a slot of that class was still in the memory
+    chance: NDArray[np.float64]  # 1 / number of classes shown so far
 
 
 class Lifelong:
-    """Accuracy against the age of the stored example, on classes that training never saw.
+    """Accuracy against the age of the stored example, on classes that were not in training.
 
-    Every image is answered first and then written with its class, which is its own value for the whole run. Classes
-    return after gaps of all sizes: log-uniform up to `horizon` images, so that every decade of ages is well measured.
-    The memory starts empty, beside the trained one, which is left alone. slots: another memory size, to see it forget.
-    Old examples are of classes with few showings, late in the stream among many others, so accuracy would fall with age
-    even if nothing were forgotten: `same_history` is the accuracy at any age of images with as many showings in the
-    same quarter of the stream. Only what falls below it is due to age.
+    Every image is classified and then written with its class. Classes return after log-uniform gaps of up to `horizon`
+    images, so that every decade of ages is well measured. The memory starts empty; the trained one is not changed.
+    slots: another memory size, for example a small one that forgets.
+    Accuracy would fall with age even if nothing were forgotten, since old examples are of classes with few images so
+    far, and late in the stream among many other classes. Therefore `same_history` is the accuracy, at any age, of
+    images with as many earlier images of their class and in the same quarter of the stream. Only a difference from it
+    is due to age.
     Writes lifelong/accuracy_by_age.csv and .png under `run_dir`.
     """
 
     def __init__(self, horizon: int = 10000, slots: int | None = None, seed: int = 0) -> None:
         self.horizon, self.slots, self.seed = horizon, slots, seed
         if horizon < 10:
-            raise UserError(f"protocol.horizon={horizon}: give 10 images or more")
+            raise UserError(f"protocol.horizon={horizon} must be at least 10 images")
 
     @torch.no_grad()
     def __call__(self, module, datamodule, run_dir: Path) -> dict[str, float]:
         images_cdss = datamodule.images("test")
         keys_cdx = unit_keys(module, images_cdss)
         memory = resized(module.blank_memory(len(keys_cdx)), self.slots)
-        stream = make_stream(*images_cdss.shape[:2], self.horizon, self.seed)
+        stream = make_stream(len(images_cdss), images_cdss.shape[1], self.horizon, self.seed)
         record = run_stream(memory, keys_cdx, stream)
         rows = by_age(stream, record)
         out_dir = Path(run_dir) / "lifelong"
@@ -80,11 +81,11 @@ class Lifelong:
 
 
 def resized(memory, slots: int | None):
-    """An empty memory like `memory` with another number of slots."""
+    """An empty memory with the settings of `memory`, but another number of slots."""
     if slots is None:
         return memory
     if slots < 1:
-        raise UserError(f"protocol.slots={slots}: give 1 or more, or null for as many as were trained")
+        raise UserError(f"protocol.slots={slots} must be at least 1, or null for the trained memory's size")
     config = replace(memory.config, slots=slots, neighbours=min(memory.config.neighbours, slots))
     return type(memory)(config, memory.num_values).to(memory.keys.device).eval()
 
@@ -99,7 +100,8 @@ def make_stream(num_classes: int, num_drawers: int, horizon: int, seed: int) -> 
     classes, turns = np.nonzero(times_cd < horizon)
     order = times_cd[classes, turns].argsort(kind="stable")
     classes, turns = classes[order], turns[order]
-    ages, showings, last = np.zeros(len(classes), np.int64), np.zeros(len(classes), np.int64), {}
+    ages, showings = np.zeros(len(classes), np.int64), np.zeros(len(classes), np.int64)
+    last: dict[int, int] = {}
     for position, c in enumerate(classes.tolist()):
         if c in last:
             ages[position], showings[position] = position - last[c], showings[last[c]] + 1
@@ -108,8 +110,9 @@ def make_stream(num_classes: int, num_drawers: int, horizon: int, seed: int) -> 
 
 
 def run_stream(memory, keys_cdx: torch.Tensor, stream: Stream) -> Record:
-    """Read, then write, one image at a time."""
-    right, stored, chance, shown = [], [], [], set()
+    """Read and then write one image at a time."""
+    right, stored, chance = [], [], []
+    shown: set[int] = set()
     for c, d in zip(stream.classes.tolist(), stream.drawers.tolist(), strict=True):
         query = keys_cdx[c, d][None]
         answer = memory.read(query)
@@ -122,7 +125,7 @@ def run_stream(memory, keys_cdx: torch.Tensor, stream: Stream) -> Record:
 
 
 def same_history(stream: Stream, right: NDArray) -> NDArray[np.float64]:
-    """(N,) mean accuracy of the images with as many showings (7 or more as one) in the same quarter of the stream."""
+    """Mean accuracy (N,) of images with as many showings (at most 7) in the same quarter of the stream."""
     again = stream.showings > 0
     cells = np.minimum(stream.showings, 7) * 4 + np.arange(len(right)) * 4 // len(right)
     counts, sums = np.bincount(cells[again], minlength=32), np.bincount(cells[again], right[again], minlength=32)
@@ -130,7 +133,7 @@ def same_history(stream: Stream, right: NDArray) -> NDArray[np.float64]:
 
 
 def by_age(stream: Stream, record: Record) -> list[tuple]:
-    """Rows of the table: three bins a decade, those with images in them; new classes (age 0) are left out."""
+    """Rows of the table: three bins of ages in each decade, without empty ones and first images of a class (age 0)."""
     ages, expected = stream.ages, same_history(stream, record.right)
     edges = sorted({round(10 ** (third / 3)) for third in range(3 * math.ceil(math.log10(ages.max() + 1)) + 1)})
     rows = []
@@ -147,7 +150,7 @@ def by_age(stream: Stream, record: Record) -> list[tuple]:
 
 
 def plot(path: Path, rows: list[tuple], slots: int) -> Path:
-    """Accuracy with its interval, that of the same history, the share that is still stored, and chance, against age."""
+    """Plot accuracy, the accuracy of the same history, the fraction still stored, and chance, against age."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -160,9 +163,9 @@ def plot(path: Path, rows: list[tuple], slots: int) -> Path:
     axis = figure.subplots()
     axis.errorbar(middle, mean, interval, marker="o", capsize=3, label="answered right")
     axis.plot(middle, expected, "-.", color="tab:orange", label="same history, any age")
-    axis.plot(middle, stored, "--", color="grey", label="class still stored")
-    axis.plot(middle, chance, ":", color="grey", label="chance")
-    axis.set(xscale="log", ylim=(0, 1.02), xlabel="images since the class was last shown", ylabel="share of images",
+    axis.plot(middle, stored, "--", color="gray", label="class still stored")
+    axis.plot(middle, chance, ":", color="gray", label="chance")
+    axis.set(xscale="log", ylim=(0, 1.02), xlabel="images since the class was last shown", ylabel="fraction of images",
              title=f"A memory of {slots} slots that is never cleared")  # fmt: skip
     axis.legend(loc="lower left")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Accuracy on the synthetic task by how often training saw a symbol (arXiv 1703.03129, section 4.2)."""
+"""Accuracy on the synthetic task by the training count of a symbol (arXiv 1703.03129, section 4.2)."""
 
 from pathlib import Path
 
@@ -14,23 +14,24 @@ FOLDER = "rare_symbols"
 
 
 class RareSymbols:
-    """Symbols of the odd test sequences (1st, 3rd ...), by the training count of their input symbol.
+    """Accuracy on the symbols of the odd test sequences (1st, 3rd, ...), by the training count of the input symbol.
 
-    As in one_shot_translation by one and the same network: `no_memory` (not read), `memory` (as training left it),
-    `shown` (after the even test sequences were written into it); a network trained without memory gives `no_memory`
-    only. Outputs are fed back, the targets are never shown. `new` are symbols that training never saw but an even test
-    sequence holds: with `shown` they are known from one showing or few. `sequence_accuracy` asks for all of a sequence.
+    As in one_shot_translation by the same network with different memories: `no_memory` (not read), `memory` (as after
+    training), `shown` (after the even test sequences were written). A network trained without memory has only
+    `no_memory`. Outputs are fed back; the targets are not used. `new` are symbols that are not in training, but in an
+    even test sequence, so that with `shown` the memory has seen them once or a few times. `sequence_accuracy` is the
+    fraction of sequences that are completely right.
     """
 
     def __init__(self, bins: tuple[int, ...] = (0, 1, 2, 4, 8, 16, 64), batch_size: int = 100,
                  max_lines: int | None = None) -> None:  # fmt: skip
         if batch_size < 1:
-            raise UserError(f"protocol.batch_size={batch_size}: give 1 or more")
+            raise UserError(f"protocol.batch_size={batch_size} must be at least 1")
         self.bins, self.batch_size, self.max_lines = bins_of(bins), batch_size, max_lines
 
     def __call__(self, module, datamodule, run_dir: Path) -> dict[str, float]:
         if not hasattr(module, "predict"):
-            raise UserError("protocol=rare_symbols needs model=neural_gpu")
+            raise UserError("protocol=rare_symbols needs a Neural GPU: give a run of model=neural_gpu")
         lines = range(len(datamodule.sets["test"]))[: self.max_lines]
         shown, asked = list(lines[1::2]), list(lines[0::2])
         module.eval()
@@ -38,7 +39,7 @@ class RareSymbols:
             answers = {"no_memory": self._answers(module, datamodule, asked)}
         if module.memory is not None:
             answers["memory"] = self._answers(module, datamodule, asked)
-            with module.memory.preserved():
+            with module.memory.snapshot():
                 for batch in self._batches(module, datamodule, shown):
                     module.show(batch)
                 answers["shown"] = self._answers(module, datamodule, asked)
@@ -53,7 +54,7 @@ class RareSymbols:
 
     @torch.no_grad()
     def _answers(self, module, datamodule, rows: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of every symbol: its input id, whether the output is right, and its sequence (all eos left out)."""
+        """For every symbol but eos: its input id, whether the output is right, and the number of its sequence."""
         parts, first = [], 0
         for batch in self._batches(module, datamodule, rows):
             wanted_bs, given_bs = batch.target[:, 1:], module.predict(batch)
@@ -61,10 +62,12 @@ class RareSymbols:
             sequence_n = real_bs.nonzero()[:, 0] + first
             parts.append(torch.stack([batch.source[real_bs], (given_bs == wanted_bs)[real_bs].long(), sequence_n]))
             first += len(batch.source)
-        return tuple(torch.cat(parts, 1).cpu().numpy())
+        symbol_n, right_n, sequence_n = torch.cat(parts, 1).cpu().numpy()
+        return symbol_n, right_n, sequence_n
 
     def _report(self, answers: dict[str, tuple], counts: np.ndarray, shown: np.ndarray, folder: Path) -> dict:
-        metrics, table = {}, []
+        metrics: dict[str, float] = {}
+        table: list[tuple] = []
         for name, (symbol_n, right_n, sequence_n) in answers.items():
             wrong_s = np.bincount(sequence_n, weights=1 - right_n)
             metrics["rare_symbols/sequences"] = float(len(wrong_s))

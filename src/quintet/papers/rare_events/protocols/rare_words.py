@@ -1,4 +1,4 @@
-"""Recall of words and accuracy on symbols by how often training saw them: what both sequence protocols report."""
+"""Bins of training counts, and the recall of words in each: shared by the two sequence protocols."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ from quintet.common.errors import UserError
 
 
 class Bin(NamedTuple):
-    """Training counts low..high; high None = no upper end."""
+    """Training counts from low to high, both included; high None = no upper limit."""
 
     low: int
     high: int | None
@@ -22,15 +22,15 @@ class Bin(NamedTuple):
 
 
 def bins_of(edges: Sequence[int]) -> list[Bin]:
-    """[0, 1, 2, 5] -> 0, 1, 2to4, 5plus. UserError unless the edges grow from 0 or more."""
+    """[0, 1, 2, 5] -> the bins 0, 1, 2to4, 5plus. UserError unless the edges are increasing, from 0 or more."""
     edges = list(edges)
     if not edges or edges[0] < 0 or any(b <= a for a, b in pairwise(edges)):
-        raise UserError(f"protocol.bins={edges}: give growing training counts, such as [0, 1, 2, 5, 10]")
+        raise UserError(f"protocol.bins={edges} must be increasing training counts, such as [0, 1, 2, 5, 10]")
     return [Bin(low, high - 1) for low, high in pairwise(edges)] + [Bin(edges[-1], None)]
 
 
 def bin_of(count: int, bins: Sequence[Bin]) -> Bin | None:
-    """The bin that a training count falls into; None below the first."""
+    """The bin of a training count; None below the first."""
     return next((b for b in reversed(bins) if count >= b.low), None)
 
 
@@ -40,8 +40,9 @@ def word_recall(
     counts: Counter,
     bins: Sequence[Bin],
 ) -> dict[Bin, tuple[int, int]]:
-    """(found, wanted) per bin: a reference word is found as often as its own hypothesis has it, and no more."""
-    found, wanted = Counter(), Counter()
+    """(found, wanted) for each bin: a reference word is found at most as often as it occurs in its hypothesis."""
+    found: Counter[Bin] = Counter()
+    wanted: Counter[Bin] = Counter()
     for reference, hypothesis in zip(references, hypotheses, strict=True):
         given = Counter(hypothesis)
         for word, times in Counter(reference).items():

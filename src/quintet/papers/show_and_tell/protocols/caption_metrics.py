@@ -1,4 +1,4 @@
-"""BLEU, ROUGE-L, CIDEr, METEOR of a captioner at several beams (Vinyals et al. 2015, tables 1, 2, section 4.3.2)."""
+"""BLEU, ROUGE-L, CIDEr and METEOR at several beam sizes (Vinyals et al. 2015, tables 1 and 2, section 4.3.2)."""
 
 import time
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ HEADER = ("beam", *NAMES, "words", "log_probability", "different_captions", "sec
 
 
 class CaptionMetrics:
-    """Every metric for every beam; a beam of 1 is greedy.
+    """All metrics for every beam size; beam size 1 is greedy.
 
-    beam_sizes: of the sweep. report: beams whose numbers stand in the result; all are in the table. count: only so many
-    images, spread over the split. The rest is as the run's `model.decoding` has it.
+    beam_sizes: those of the sweep. report: the beam sizes whose metrics are returned; the table has all. count: only so
+    many images, evenly spread over the split. Other decoding settings are those of the run's `model.decoding`.
     Writes caption_metrics/beams.csv, captions.csv (the text of each image at each beam) and beams.png.
     """
 
@@ -30,7 +30,7 @@ class CaptionMetrics:
         self.beam_sizes, self.report = sorted(set(beam_sizes)), [beam for beam in report if beam in set(beam_sizes)]
         for key, low in (("beam_sizes", min(self.beam_sizes, default=0)), ("batch_size", batch_size)):
             if low < 1:
-                raise UserError(f"protocol.{key}={getattr(self, key)}: give 1 or more")
+                raise UserError(f"protocol.{key}={getattr(self, key)} must be at least 1")
         self.report = self.report or [self.beam_sizes[0], self.beam_sizes[-1]]
 
     def __call__(self, module, datamodule, run_dir: Path) -> dict[str, float]:
@@ -50,7 +50,7 @@ class CaptionMetrics:
         return self._result(rows, len(images))
 
     def _captions(self, module, datamodule) -> tuple[list[int], dict[int, tuple]]:
-        """The images, and of each beam the texts, their lengths and log probabilities, and the search's seconds."""
+        """The images; and for each beam size texts, lengths, log probabilities and seconds of search."""
         images: list[int] = []
         found: dict[int, tuple] = {beam: ([], [], [], 0.0) for beam in self.beam_sizes}
         for batch in image_batches(datamodule, self.split, module.device, self.batch_size, self.count):
@@ -58,10 +58,10 @@ class CaptionMetrics:
             source = encoded_once(module, batch)
             for beam, (texts, lengths, logs, seconds) in found.items():
                 start = time.perf_counter()
-                said = module.generate(source, beam, method="beam", captions=1)
-                texts += map(best_text, said)
-                lengths += [len(captions[0].words) if captions else 0 for captions in said]
-                logs += [captions[0].log_probability if captions else float("nan") for captions in said]
+                generated = module.generate(source, beam, method="beam", captions=1)
+                texts += map(best_text, generated)
+                lengths += [len(captions[0].words) if captions else 0 for captions in generated]
+                logs += [captions[0].log_probability if captions else float("nan") for captions in generated]
                 found[beam] = (texts, lengths, logs, seconds + time.perf_counter() - start)
         return images, found
 
@@ -77,7 +77,7 @@ class CaptionMetrics:
 
 
 def _plot(rows: Sequence[dict], path: Path) -> None:
-    """A panel a metric over the beam."""
+    """One panel for each metric, over the beam size."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""How many generated captions are sentences of the training captions? (Vinyals et al. 2015, section 4.3.4, table 3.)"""
+"""The fraction of generated captions that occur in training (Vinyals et al. 2015, section 4.3.4, table 3)."""
 
 from pathlib import Path
 
@@ -9,17 +9,17 @@ from quintet.papers.show_and_tell.protocols.captioning import encoded_once, imag
 
 
 class Novelty:
-    """The share of best captions that stand word for word in training, and of the n best ones.
+    """The fraction of the best captions, and of the n best, that occur word for word among the training captions.
 
-    The paper: 80 % of the best ones do, and about half of the 15 best ones do not. Compared are words, without case and
-    punctuation. beam_size: of the search. captions: n. count: only so many images, spread over the split.
-    Writes novelty/captions.csv: image, rank, caption, log probability, how often it is in training.
+    In the paper 80% of the best captions do, and about half of the 15 best. Words are compared without case and
+    punctuation. captions: n. count: only so many images, evenly spread over the split.
+    Writes novelty/captions.csv: image, rank, caption, log probability, number of occurrences in training.
     """
 
     def __init__(self, split: str = "test", beam_size: int = 20, captions: int = 15, count: int | None = None,
                  batch_size: int = 64) -> None:  # fmt: skip
         if not 1 <= captions <= beam_size:
-            raise UserError(f"protocol.captions={captions}: give 1 to protocol.beam_size={beam_size}")
+            raise UserError(f"protocol.captions={captions} must be from 1 to protocol.beam_size={beam_size}")
         self.split, self.beam_size, self.captions = split, beam_size, captions
         self.count, self.batch_size = count, batch_size
 
@@ -28,21 +28,23 @@ class Novelty:
         training: dict[str, int] = {}
         for text in words_of(datamodule.captions("train")):
             training[text] = training.get(text, 0) + 1
-        names, rows = datamodule.image_ids(self.split), []
+        names = datamodule.image_ids(self.split)
+        rows: list[tuple] = []
         for batch in image_batches(datamodule, self.split, module.device, self.batch_size, self.count):
             source = encoded_once(module, batch)
-            said = module.generate(source, self.beam_size, method="beam", captions=self.captions)
-            for image, captions in zip(batch.image_index.tolist(), said, strict=True):
+            generated = module.generate(source, self.beam_size, method="beam", captions=self.captions)
+            for image, captions in zip(batch.image_index.tolist(), generated, strict=True):
                 for rank, one in enumerate(captions, 1):
                     rows.append((names[image], rank, one.text, one.log_probability, training.get(one.text, 0)))
         write_csv(Path(run_dir) / "novelty" / "captions.csv",
                   ("image", "rank", "caption", "log_probability", "in_training"), rows)  # fmt: skip
         best = [row for row in rows if row[1] == 1]
         words = {word for row in best for word in row[2].split()}
-        human = [text for texts in datamodule.references(self.split, _all(datamodule, self.split)) for text in texts]
+        every_image = range(datamodule.num_images(self.split))
+        human = [text for texts in datamodule.references(self.split, every_image) for text in texts]
         return {
-            "novelty/best_in_training": _share(best),
-            f"novelty/best_{self.captions}_in_training": _share(rows),
+            "novelty/best_in_training": _fraction_in_training(best),
+            f"novelty/best_{self.captions}_in_training": _fraction_in_training(rows),
             "novelty/human_in_training": sum(text in training for text in words_of(human)) / len(human),
             "novelty/different_best": len({row[2] for row in best}) / len(best),
             "novelty/words_used": float(len(words)),
@@ -51,10 +53,6 @@ class Novelty:
         }
 
 
-def _share(rows: list[tuple]) -> float:
-    """Of captions that are in training."""
+def _fraction_in_training(rows: list[tuple]) -> float:
+    """The fraction of these captions that occur in training."""
     return sum(row[4] > 0 for row in rows) / len(rows)
-
-
-def _all(datamodule, split: str) -> range:
-    return range(datamodule.num_images(split))

@@ -1,4 +1,4 @@
-"""A run on a data set that it was not trained on, with its own words (Vinyals et al. 2015, section 4.3.3)."""
+"""Evaluation on a data set that the run was not trained on (Vinyals et al. 2015, section 4.3.3)."""
 
 from pathlib import Path
 
@@ -15,11 +15,11 @@ from quintet.papers.show_and_tell.protocols.captioning import (
 
 
 class Transfer:
-    """Captions the images of `data` (a choice of conf/data) at `root`, seen and encoded as those of training.
+    """Caption metrics on the images of `data` (a choice of conf/data), preprocessed as those of training.
 
-    Nothing of the other data set is learned, the vocabulary least of all: `unknown_words` is the share of its captions'
-    words that the run cannot say. root: where it lies, null = where conf/data has it. For the run on its own data see
-    protocol=caption_metrics. beam_size: null = `model.decoding.beam_size`. count: only so many images.
+    The run keeps its own vocabulary: `unknown_words` is the fraction of the other data set's words that it does not
+    contain. root: folder of the data set, null = that of conf/data. beam_size: null = `model.decoding.beam_size`.
+    count: only so many images, evenly spread over the split. For the run's own data use protocol=caption_metrics.
     Writes transfer/captions.csv.
     """
 
@@ -32,7 +32,8 @@ class Transfer:
         need_captioner(module, "transfer")
         other = self._other(datamodule)
         other.use_vocabulary(module.vocabulary)
-        images, texts = [], []
+        images: list[int] = []
+        texts: list[str] = []
         for batch in image_batches(other, self.split, module.device, self.batch_size, self.count):
             images += batch.image_index.tolist()
             texts += map(best_text, module.generate(encoded_once(module, batch), self.beam_size))
@@ -49,8 +50,7 @@ class Transfer:
         }
 
     def _other(self, datamodule):
-        """The other data set, its images at the size and in the view of this one's."""
-        # the app knows the protocols by their configuration only; no circle
+        """The other data set, with image size and preprocessing of this one."""
         from quintet.data.captions.datamodule import CaptionDataModule
         from quintet.harness.config.build import build
         from quintet.harness.config.compose import compose_config
@@ -62,7 +62,7 @@ class Transfer:
         chosen = ["model=show_and_tell", f"data={self.data}", f"paths.cache_dir={datamodule.cache_dir}"]
         cfg = compose_config("train", chosen + ([] if self.root is None else [f"data.root={self.root}"]))
         if cfg.data._target_ != f"{CaptionDataModule.__module__}.{CaptionDataModule.__name__}":
-            raise UserError(f"protocol.data={self.data}: it has no captions")
+            raise UserError(f"protocol.data={self.data} has no captions: choose a captioning data set of conf/data")
         views = datamodule.views
         return CaptionDataModule(
             build(cfg.data.source), str(datamodule.cache_dir), root=cfg.data.root, resize_size=views.resize_size,

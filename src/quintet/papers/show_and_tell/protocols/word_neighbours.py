@@ -1,4 +1,4 @@
-"""Which words lie nearest in the embedding that captioning taught? (Vinyals et al. 2015, section 4.3.7, table 5.)"""
+"""Nearest neighbours of words in the learned embedding (Vinyals et al. 2015, section 4.3.7, table 5)."""
 
 import logging
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ PAPER = ("car", "boy", "street", "horse", "computer")
 
 
 class WordNeighbours:
-    """The `top` nearest words by cosine for each of `words`; null: those of the paper that the run knows.
+    """The `top` nearest words by cosine of each of `words`; null: the paper's words that are in the vocabulary.
 
-    Of an ensemble the first member's. Writes word_neighbours/neighbours.csv and logs a line a word.
+    For an ensemble, in the embedding of its first member. Writes word_neighbours/neighbours.csv and logs the result.
     """
 
     def __init__(self, words: Sequence[str] | None = None, top: int = 5) -> None:
         if top < 1:
-            raise UserError(f"protocol.top={top}: give 1 or more")
+            raise UserError(f"protocol.top={top} must be at least 1")
         self.words, self.top = words, top
 
     def __call__(self, module, datamodule, run_dir: Path) -> dict[str, float]:
@@ -34,8 +34,9 @@ class WordNeighbours:
         with torch.no_grad():
             vectors_vd = torch.nn.functional.normalize(network.words.weight.float(), dim=1)
             cosine_wv = vectors_vd[[known[word] for word in words]] @ vectors_vd.T
-        cosine_wv[:, : UNKNOWN + 1] = -torch.inf  # padding and the like are no words
-        rows, nearest = [], []
+        cosine_wv[:, : UNKNOWN + 1] = -torch.inf  # padding, bos, eos and the unknown word
+        rows: list[tuple] = []
+        nearest: list[torch.Tensor] = []
         for word, cosine_v in zip(words, cosine_wv, strict=True):
             cosine_v[known[word]] = -torch.inf
             value_k, index_k = cosine_v.topk(min(self.top, len(known) - 1))
@@ -49,13 +50,13 @@ class WordNeighbours:
 
     def _asked(self, known: dict[str, int]) -> list[str]:
         if len(known) < 2:
-            raise UserError(f"the run knows {len(known)} words: none has a neighbour")
+            raise UserError(f"the run's vocabulary has {len(known)} words, neighbours need at least 2")
         if self.words is None:
             return [word for word in PAPER if word in known] or list(known)[: len(PAPER)]
         for word in self.words:
             if word not in known:
                 raise UserError(
-                    f"protocol.words: the run does not know {word!r}: its {len(known)} words are those that occur"
-                    " data.min_count times in its training captions"
+                    f"protocol.words has {word!r}, which is not in the run's vocabulary of {len(known)} words that"
+                    " occur data.min_count times in its training captions"
                 )
         return list(self.words)
