@@ -22,7 +22,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn import functional as F
 
-from quintet.papers.influence.retrain.retrain import RetrainConfig, leave_one_out
+from quintet.papers.influence.retraining.leave_one_out import RetrainConfig, leave_one_out
 
 
 def ours(problem: Problem, removals: list[int], tolerance: float, seen: dict) -> Tensor:

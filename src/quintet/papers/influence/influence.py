@@ -7,22 +7,24 @@ Legend: Q queries, N training examples, p parameters.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from quintet.common.checkpoints import weights_digest
+from quintet.papers.influence.kept import KeptResults
 from quintet.papers.influence.last_layer.split import at_last_layer
 from quintet.papers.influence.risk.examples import Examples
 from quintet.papers.influence.risk.linear_risk import make_risk
 from quintet.papers.influence.risk.risk import EmpiricalRisk, ranks, sum_of_ranks
 from quintet.papers.influence.solvers.cg import ConjugateGradient
 from quintet.papers.influence.solvers.interface import InverseHessian, Solution, Solver
-from quintet.papers.influence.store import ScoreStore
 
 log = logging.getLogger(__name__)
+FORMAT = 1  # raise when the meaning of the kept files changes
 QUERY_BLOCK = 128  # queries solved together
 SOLVE_NUMBERS = 256 << 20  # numbers that the right-hand sides solved together may hold
 CONVERGED = 1e-4  # gradient norm above which the parameters are said not to be at a minimum
@@ -73,20 +75,22 @@ def influence(
     solver = solver or ConjugateGradient()
     module, train, queries = at_last_layer(module, params, train, queries)
     risk = make_risk(module, train, params, batch_size)
-    store = ScoreStore(cache_dir, risk, queries, solver)
-    norm = store.number("gradient_norm", lambda: float(risk.gradient().norm()))
+    kept = kept_scores(cache_dir, risk, queries, solver)
+    norm = (kept.load("gradient_norm") or {"value": float(risk.gradient().norm())})["value"]
+    kept.save("gradient_norm", {"value": norm})
     warn_unless_converged(norm, risk)
     query_losses = sweep_losses(risk, queries)
     solutions, prepared = [], None
     for block, rows in enumerate(_slices(len(queries), query_block(risk))):
-        solution = store.load_solution(block)
-        if solution is None:
+        saved = kept.load(f"solution_{block:05d}")
+        if saved is None:
             prepared = prepared or solver.prepare(risk)
-            solution = prepared.solve(gradients_of(risk, queries, rows))
-            store.save_solution(block, solution)
-        solutions.append(solution)
+            saved = vars(prepared.solve(gradients_of(risk, queries, rows)))
+            if ranks()[0] == 0:  # the solutions of all ranks are the same
+                kept.save(f"solution_{block:05d}", saved)
+        solutions.append(Solution(**saved))
     s_test = torch.cat([s.vectors for s in solutions])
-    scores, losses = sweep(risk, s_test, store)
+    scores, losses = sweep(risk, s_test, kept)
     return InfluenceResult(
         delta_test_loss_if_removed=scores,
         query_losses=query_losses,
@@ -98,6 +102,14 @@ def influence(
         gradient_norm=norm,
         num_params=risk.num_params,
     )
+
+
+def kept_scores(cache_dir: Path | None, risk: EmpiricalRisk, queries: Examples, solver: Solver) -> KeptResults:
+    """What was computed before for exactly these weights, parameters, examples and solver settings."""
+    settings = {"solver": type(solver).__name__, **asdict(solver)}
+    depends_on = [FORMAT, weights_digest(risk.module), risk.selection.names, risk.batch_size,
+                  risk.train.fingerprint(), queries.fingerprint(), settings]  # fmt: skip
+    return KeptResults(cache_dir, depends_on, settings | {"params": risk.selection.names})
 
 
 def warn_unless_converged(gradient_norm: float, risk: EmpiricalRisk) -> None:
@@ -124,18 +136,19 @@ def sweep_losses(risk: EmpiricalRisk, examples: Examples) -> Tensor:
         return torch.cat([risk.losses(risk.theta, batch) for _, batch in batches]).cpu()
 
 
-def sweep(risk: EmpiricalRisk, s_test_qp: Tensor, store: ScoreStore | None = None) -> tuple[Tensor, Tensor]:
+def sweep(risk: EmpiricalRisk, s_test_qp: Tensor, kept: KeptResults | None = None) -> tuple[Tensor, Tensor]:
     """s_test . grad L(z_i) / n for all training examples, (Q, N), L2 term included, and their losses (N,)."""
     scores_qn = torch.zeros(len(s_test_qp), len(risk.train), dtype=risk.dtype)
     losses_n = torch.zeros(len(risk.train), dtype=risk.dtype)
     penalty_q = (s_test_qp @ risk.penalty_gradient()).cpu()
     for place, batch in risk.batches():
-        found = store.load_chunk(place) if store else None
+        name = f"scores_{place.start:09d}"
+        found = kept.load(name) if kept else None
         if found is None:
-            found = risk.directional(batch, s_test_qp).cpu(), risk.batch_losses(batch).cpu()
-            if store:
-                store.save_chunk(place, *found)
-        scores_qn[:, place], losses_n[place] = found[0] + penalty_q[:, None], found[1]
+            found = {"scores": risk.directional(batch, s_test_qp).cpu(), "losses": risk.batch_losses(batch).cpu()}
+            if kept:
+                kept.save(name, found)
+        scores_qn[:, place], losses_n[place] = found["scores"] + penalty_q[:, None], found["losses"]
     if ranks()[1] > 1:
         scores_qn, losses_n = (sum_of_ranks(t.to(risk.device)).cpu() for t in (scores_qn, losses_n))
     return scores_qn / len(risk.train), losses_n

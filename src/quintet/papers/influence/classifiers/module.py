@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -20,13 +19,10 @@ from quintet.common.module import PaperModule
 from quintet.common.optim import build_optimizer, from_mapping
 from quintet.data.batches import ExampleBatch
 from quintet.papers.influence.classifiers.losses import loss_of, signs
-from quintet.papers.influence.classifiers.network import AllCnn, NetworkConfig
+from quintet.papers.influence.classifiers.network import AllCnn, ClassifierConfig
 from quintet.papers.influence.classifiers.rbf import RbfMachine
 from quintet.papers.influence.classifiers.settings import build_network, check_labels, check_settings
-from quintet.papers.influence.cnn.compiled_cnn import Block, CompiledCnn
-from quintet.papers.influence.cnn.compiled_risk import MeanLoss, compiles, network_of
 from quintet.papers.influence.fit.lbfgs import ExactHinge, FitConfig, build_lbfgs
-from quintet.papers.influence.fit.projection import fit_top
 from quintet.papers.influence.risk.linear_risk import LinearParts
 
 log = logging.getLogger(__name__)
@@ -44,7 +40,7 @@ class ClassifierModule(PaperModule):
 
     def __init__(
         self,
-        network: NetworkConfig,
+        network: ClassifierConfig,
         optimizer: FitConfig,
         data_info: dict,
         loss: str = "cross_entropy",
@@ -55,7 +51,7 @@ class ClassifierModule(PaperModule):
         start: str | None = None,
     ) -> None:
         super().__init__()
-        config = from_mapping(NetworkConfig, network, "model.network")
+        config = from_mapping(ClassifierConfig, network, "model.network")
         self.optimizer_config = from_mapping(FitConfig, optimizer, "model.optimizer")
         check_settings(config, self.optimizer_config, loss, l2, smoothness, dtype)
         known = ["input_shape", "num_classes", "classes"] + (["num_train"] if config.kind == "rbf" else [])
@@ -78,8 +74,6 @@ class ClassifierModule(PaperModule):
         for metric in self.means.values():
             metric.set_dtype(torch.float64)
         self._cast_inputs: tuple[Tensor | None, Tensor | None] = (None, None)
-        self._compiled: CompiledCnn | None = None
-        self._packed: list[Block] | None = None  # of the full batch
         if start is not None:
             self.start_from(start)
 
@@ -164,7 +158,7 @@ class ClassifierModule(PaperModule):
             )
 
     def on_train_start(self) -> None:
-        self._cast_inputs, self._packed = (None, None), None  # of another fit, which an error ended
+        self._cast_inputs = (None, None)  # of another fit, which an error ended
         if self.optimizer_config.full_batch and self.trainer.num_training_batches != 1:
             raise UserError(
                 f"model.optimizer.name={self.optimizer_config.name} takes the training split in one batch, and there"
@@ -172,7 +166,8 @@ class ClassifierModule(PaperModule):
             )
 
     def training_step(self, batch: ExampleBatch, batch_idx: int) -> Tensor:
-        mean, penalty = self._mean_loss(batch), self.regularisation()
+        mean = self.losses(self.train_outputs(self._cast(batch)), batch.labels).mean()
+        penalty = self.regularisation()
         if not bool(torch.isfinite(mean + penalty)):
             raise UserError(
                 f"the training loss is {mean.item():g} (L2 term {penalty.item():g}) at step {self.global_step}: look"
@@ -181,35 +176,6 @@ class ClassifierModule(PaperModule):
         loss = mean + penalty
         self.log("train/loss", over_ranks(loss), prog_bar=True, batch_size=len(batch.labels))
         return loss
-
-    def _mean_loss(self, batch: ExampleBatch) -> Tensor:
-        """Without the L2 term, by compiled kernels where there are any for this network."""
-        if not compiles(self):
-            return self.losses(self.train_outputs(self._cast(batch)), batch.labels).mean()
-        return MeanLoss.apply(*self._pack(batch), *self.network.parameters())
-
-    def _pack(self, batch: ExampleBatch) -> tuple[CompiledCnn, list[Block]]:
-        """The compiled network and a batch as it takes it; the full batch is kept."""
-        if self._compiled is None:
-            self._compiled = network_of(self)
-        if not self.optimizer_config.full_batch:
-            return self._compiled, self._compiled.pack(batch.inputs, batch.labels)
-        if self._packed is None:
-            self._packed = self._compiled.pack(batch.inputs, batch.labels)
-        return self._compiled, self._packed
-
-    def project_top(self) -> None:
-        """Moves the last layer to its minimum on the training split, the rest being as it is."""
-        inputs, labels = self._datamodule().arrays("train")
-        batch = ExampleBatch(inputs, labels, torch.arange(len(labels)))
-        if compiles(self):
-            compiled, blocks = self._pack(batch)
-            theta_p = parameters_to_vector(self.network.parameters()).detach()
-            features_nf = torch.from_numpy(compiled.features_of(theta_p.numpy(), blocks))
-        else:
-            with torch.no_grad():
-                features_nf = self.network.features(self._cast(batch).inputs.to(self.network.top.weight.device))
-        fit_top(self.network.top, features_nf, labels, self.l2, self.l2 if self.decay_bias else 0.0)
 
     def _cast(self, batch: ExampleBatch) -> ExampleBatch:
         """In the model's precision: once for the full batch, not in each of L-BFGS's evaluations."""
@@ -268,7 +234,7 @@ class ClassifierModule(PaperModule):
             return
         from quintet.papers.influence.classifiers.report import training_report
 
-        self._cast_inputs, self._packed = (None, None), None
+        self._cast_inputs = (None, None)
         values, steepest = training_report(self, self._datamodule())
         for optimizer in self.trainer.optimizers:
             if getattr(optimizer, "gap", None) is not None:

@@ -17,7 +17,7 @@ PART, PART_DOUBLE = 250, 32  # images that the convolutions see at a time in tra
 
 
 @dataclass(frozen=True)
-class NetworkConfig:
+class ClassifierConfig:
     """Everything under `model.network`; `gamma`, `pixels` and `jitter` are rbf's."""
 
     kind: str = "linear"
@@ -63,7 +63,9 @@ class AllCnn(nn.Module):
     and 28 x 28 grey pixels it has the paper's 2,616 parameters. Biases always.
     """
 
-    def __init__(self, config: NetworkConfig, image_shape: tuple[int, ...], outputs: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, config: ClassifierConfig, image_shape: tuple[int, ...], outputs: int, dtype: torch.dtype
+    ) -> None:
         super().__init__()
         if len(image_shape) != 3:
             raise UserError(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from quintet.common.errors import UserError
-from quintet.papers.influence.classifiers.network import NetworkConfig, zero_linear
+from quintet.papers.influence.classifiers.network import ClassifierConfig, zero_linear
 
 BLOCK = 1 << 24  # numbers of the training inputs that are cast to the model's precision at a time
 
@@ -22,7 +22,7 @@ class RbfMachine(nn.Module):
     """
 
     def __init__(
-        self, config: NetworkConfig, num_train: int, num_inputs: int, outputs: int, dtype: torch.dtype
+        self, config: ClassifierConfig, num_train: int, num_inputs: int, outputs: int, dtype: torch.dtype
     ) -> None:
         super().__init__()
         self.gamma, self.jitter, self.pixels = config.gamma, config.jitter, config.pixels

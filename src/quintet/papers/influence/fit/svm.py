@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quintet.papers.influence.classifiers.losses import softplus
+from quintet.papers.influence.fit.newton import Design, MarginRisk, dense_preconditioner, minimize
 
 FALL = 0.2  # t's factor from one smooth problem to the next
 SMOOTHEST, SHARPEST = 0.3, 1e-6
@@ -110,35 +110,10 @@ def fit_smooth_hinge(rows_nd: Tensor, decay_d: Tensor, t: float, tolerance: floa
 
 
 def newton(rows_nd: Tensor, decay_d: Tensor, t: float, theta: Tensor | None, tolerance: float) -> Tensor:
-    """Newton's method for one t, with halved steps, until no entry of the gradient is above `tolerance`."""
-    theta = torch.zeros_like(decay_d) if theta is None else theta.clone()
-    for _ in range(NEWTON_STEPS):
-        loss, gradient, hessian = _smooth(rows_nd, decay_d, t, theta)
-        if gradient.abs().max() <= tolerance:
-            break
-        step = -torch.linalg.solve(hessian, gradient)
-        size, slope = 1.0, float(gradient @ step)
-        while _smooth_loss(rows_nd, decay_d, t, theta + size * step) > loss + 1e-4 * size * slope and size > 1e-8:
-            size /= 2
-        theta = theta + size * step
-    return theta
-
-
-def _smooth_loss(rows_nd: Tensor, decay_d: Tensor, t: float, theta: Tensor) -> float:
-    losses_n = t * softplus((1 - rows_nd @ theta) / t)
-    return float(0.5 * (decay_d * theta.square()).sum() + losses_n.mean())
-
-
-def _smooth(rows_nd: Tensor, decay_d: Tensor, t: float, theta: Tensor) -> tuple[float, Tensor, Tensor]:
-    """Loss, gradient and Hessian; only examples near the margin bend it."""
-    inside_n = torch.sigmoid((1 - rows_nd @ theta) / t)
-    gradient = decay_d * theta - rows_nd.T @ inside_n / len(rows_nd)
-    bend_n = inside_n * (1 - inside_n) / (len(rows_nd) * t)
-    near = bend_n > 1e-16 * bend_n.max()
-    hessian = (rows_nd[near].T * bend_n[near]) @ rows_nd[near]
-    # the ridge is for a bias without decay and nobody near the margin: it changes the way, not where it ends
-    hessian.diagonal().add_(decay_d + 1e-12)
-    return _smooth_loss(rows_nd, decay_d, t, theta), gradient, hessian
+    """theta at the minimum for one t, until the gradient's norm is at most `tolerance` or NEWTON_STEPS are done."""
+    risk = MarginRisk(Design(rows_nd), torch.ones_like(rows_nd[:, 0]), decay_d, t, offset=1.0)
+    start = torch.zeros_like(decay_d) if theta is None else theta
+    return minimize(risk, start[None], tolerance, NEWTON_STEPS, dense_preconditioner).theta[0]
 
 
 def active_set(rows_nd: Tensor, decay_d: Tensor, dual_n: Tensor) -> HingeFit:

@@ -17,7 +17,6 @@ from quintet.common.errors import UserError
 from quintet.common.optim import from_mapping
 from quintet.common.tables import write_csv
 from quintet.data.store import digest
-from quintet.papers.influence.attack.folded import fold
 from quintet.papers.influence.attack.poison import LEVEL, AttackConfig, Attacked, Attempt, PoisonedTraining
 from quintet.papers.influence.protocols.attack_picture import Shown, draw_attacks, draw_margins
 from quintet.papers.influence.risk.examples import Examples
@@ -85,7 +84,7 @@ class Attack:
                 "protocol=attack needs images and a frozen network's features of them: see dogfish_features"
             )
         self._check(datamodule.num_examples("train"))
-        problem = PoisonedTraining(module, datamodule, fold(backbone()), self.split, self.config)
+        problem = PoisonedTraining(module, datamodule, backbone(), self.split, self.config)
         margins = problem.margins()
         queries = self._drawn(margins)
         store = Store(out_dir / "queries", self._key(problem, datamodule))

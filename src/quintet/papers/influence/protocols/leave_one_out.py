@@ -18,7 +18,7 @@ from quintet.common.tables import write_csv
 from quintet.papers.influence.classifiers.losses import smoothed
 from quintet.papers.influence.influence import influence
 from quintet.papers.influence.protocols.scatter import Cloud, agreement, draw_clouds, shown
-from quintet.papers.influence.retrain.retrain import QueryLosses, RetrainConfig, Retraining, retrain
+from quintet.papers.influence.retraining.leave_one_out import QueryLosses, RetrainConfig, Retraining, retrain
 from quintet.papers.influence.risk.examples import Examples
 from quintet.papers.influence.risk.linear_risk import make_risk
 

@@ -23,7 +23,7 @@ from quintet.papers.influence.protocols.mislabelled_table import (
     standard_error,
     write_curves,
 )
-from quintet.papers.influence.retrain.relabel import Relabelled
+from quintet.papers.influence.retraining.changed_labels import Relabelled
 from quintet.papers.influence.solvers.interface import Solver
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.func import grad, vjp
 
-from quintet.papers.influence.cnn.compiled_risk import CompiledRisk
 from quintet.papers.influence.risk.examples import Examples
 from quintet.papers.influence.risk.kronecker import KroneckerFactor
 from quintet.papers.influence.risk.one_layer import OneLayer
@@ -154,6 +153,5 @@ class LinearRisk(OneLayer):
 
 def make_risk(module: Any, train: Examples, params: Any = "*", batch_size: int | None = None) -> EmpiricalRisk:
     """The risk by the quickest route: matrix products for a linear model, derivatives of the model otherwise."""
-    kinds = (LinearRisk, SoftmaxRisk, CompiledRisk)
-    cls = next((cls for cls in kinds if cls.applies(module, train, params)), EmpiricalRisk)
+    cls = next((cls for cls in (LinearRisk, SoftmaxRisk) if cls.applies(module, train, params)), EmpiricalRisk)
     return cls(module, train, params) if batch_size is None else cls(module, train, params, batch_size)

@@ -101,17 +101,6 @@ class EmpiricalRisk:
             total = losses_b.sum() if weight_b is None else losses_b @ weight_b.to(losses_b)
             return float(total.detach()), torch.autograd.grad(total, theta)[0]
 
-    def curvature_rows(self, batch: Any) -> Iterator[Tensor]:
-        """Rows whose products sum to the batch's Gauss-Newton matrix, of a classifier: for each class c its (B, p).
-
-        They are sqrt(q_ic) g_ic, with q_ic the model's chance of class c and g_ic the gradient of example i had it c.
-        """
-        with torch.no_grad():
-            chances_bc = self.module.predict_proba(batch)
-        for label, chance_b in enumerate(chances_bc.T):
-            had_it = batch._replace(labels=torch.full_like(batch.labels, label))
-            yield self.example_gradients(had_it) * chance_b.sqrt()[:, None]
-
     def penalty(self, theta_p: Tensor) -> Tensor:
         """The L2 term at any parameters, a scalar."""
         explicit = 0.5 * self._decay * theta_p.square().sum()

@@ -6,13 +6,13 @@ right-hand sides and stays stable when some of them have converged. One right-ha
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from quintet.common.errors import UserError
-from quintet.papers.influence.risk.gauss_newton import GaussNewton
 from quintet.papers.influence.risk.risk import EmpiricalRisk
 from quintet.papers.influence.risk.sampled import SampledCurvature, SampledHessian
 from quintet.papers.influence.solvers.ekfac import curvature_of
@@ -20,16 +20,15 @@ from quintet.papers.influence.solvers.interface import InverseHessian, Root, Sol
 
 log = logging.getLogger(__name__)
 TELL = 60.0  # seconds between two lines that say how far it is
-PRECONDITIONERS = ("sampled", "ekfac", "gauss_newton", "none", "auto")
+PRECONDITIONERS = ("sampled", "ekfac", "none", "auto")
 
 
 @dataclass
 class ConjugateGradient(Solver):
     """tolerance: of the residual relative to the right-hand side, ten times the precision's rounding at least.
 
-    preconditioner: sampled (linear models with few outputs, a last softmax layer), ekfac, gauss_newton (dense:
-    classifiers of some thousands of parameters), none, or auto: sampled, else ekfac, else none, as the model and the
-    chosen parameters allow.
+    preconditioner: sampled (linear models with few outputs, a last softmax layer), ekfac, none, or auto: the first of
+    these that the model and the chosen parameters allow.
 
     Errors: UserError with advice when a direction of negative curvature shows that the Hessian is indefinite.
     """
@@ -63,8 +62,6 @@ class ConjugateGradient(Solver):
             )
         if self.preconditioner == "none":
             return None
-        if self.preconditioner == "gauss_newton":
-            return GaussNewton(risk, self.damping)
         try:
             return curvature_of(risk, self.damping, self.seed, floor=1e-6)
         except UserError:
@@ -129,3 +126,35 @@ class Iterative(InverseHessian):
         inverse_kk = torch.linalg.pinv(triangle_kk)
         lowest = torch.linalg.eigvalsh(inverse_kk.T @ (curvature_kk + curvature_kk.T) @ inverse_kk / 2)[0]
         return indefinite(self.damping, float(lowest))
+
+
+def conjugate_gradients(
+    times: Callable[[Tensor], Tensor],
+    right_kp: Tensor,
+    precondition: Callable[[Tensor], Tensor],
+    bound_k: Tensor,
+    max_iterations: int,
+    start_kp: Tensor | None = None,
+) -> tuple[Tensor, int]:
+    """K systems with a matrix each: (x (K, p), iterations) when every residual's norm is at most its bound.
+
+    times: (K, p) -> (K, p), each vector times its own matrix. precondition: the same for an approximate inverse. A row
+    stops where rounding leaves its matrix without positive curvature along the direction.
+    """
+    x_kp = torch.zeros_like(right_kp) if start_kp is None else start_kp
+    residual_kp = right_kp if start_kp is None else right_kp - times(start_kp)
+    near_kp = precondition(residual_kp)
+    direction_kp, size_k = near_kp, (residual_kp * near_kp).sum(1)
+    for iteration in range(max_iterations):
+        if bool((residual_kp.norm(dim=1) <= bound_k).all()):
+            return x_kp, iteration
+        image_kp = times(direction_kp)
+        curvature_k = (direction_kp * image_kp).sum(1)
+        step_k = torch.where(curvature_k > 0, size_k / curvature_k, 0.0)
+        if not bool(step_k.any()):
+            return x_kp, iteration + 1
+        x_kp, residual_kp = x_kp + step_k[:, None] * direction_kp, residual_kp - step_k[:, None] * image_kp
+        near_kp, old_k = precondition(residual_kp), size_k
+        size_k = (residual_kp * near_kp).sum(1)
+        direction_kp = near_kp + torch.where(old_k > 0, size_k / old_k, 0.0)[:, None] * direction_kp
+    return x_kp, max_iterations

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from quintet.papers.influence.retrain.control import Lbfgs
-from quintet.papers.influence.retrain.refit import Refitted, Removal
+from quintet.papers.influence.retraining.interface import Refitted, Removal
+from quintet.papers.influence.retraining.optimizers import Lbfgs
 from quintet.papers.influence.risk.examples import rows_of
 from quintet.papers.influence.risk.linear_risk import LinearRisk
 from quintet.papers.influence.solvers.cg import ConjugateGradient
