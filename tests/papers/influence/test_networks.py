@@ -7,7 +7,7 @@ from scipy.signal import correlate
 from torch.func import functional_call, grad, jvp, vmap
 
 from quintet.common.errors import UserError
-from quintet.papers.influence.classifiers.network import AllCnn, Linear, ClassifierConfig
+from quintet.papers.influence.classifiers.network import AllCnn, ClassifierConfig, Linear
 
 
 def test_the_papers_network_has_2616_parameters():

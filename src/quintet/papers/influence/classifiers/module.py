@@ -4,8 +4,9 @@ Legend: B examples, n training examples, C classes, F features.
 """
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from quintet.papers.influence.fit.lbfgs import ExactHinge, FitConfig, build_lbfg
 from quintet.papers.influence.risk.linear_risk import LinearParts
 
 log = logging.getLogger(__name__)
+REMOVED = {"preconditioner": "none", "project_top": False}
 
 
 class ClassifierModule(PaperModule):
@@ -37,12 +39,14 @@ class ClassifierModule(PaperModule):
     """
 
     batch_type = ExampleBatch
+    network: Any  # Linear, AllCnn or RbfMachine: each has `features` and the last layer `top`
+    optimizer_config: FitConfig
 
     def __init__(
         self,
-        network: ClassifierConfig,
-        optimizer: FitConfig,
-        data_info: dict,
+        network: ClassifierConfig | Mapping[str, Any],
+        optimizer: FitConfig | Mapping[str, Any],
+        data_info: dict[str, Any],
         loss: str = "cross_entropy",
         l2: float = 0.01,
         decay_bias: bool = False,
@@ -51,24 +55,21 @@ class ClassifierModule(PaperModule):
         start: str | None = None,
     ) -> None:
         super().__init__()
-        config = from_mapping(ClassifierConfig, network, "model.network")
-        self.optimizer_config = from_mapping(FitConfig, optimizer, "model.optimizer")
+        config = cast(ClassifierConfig, from_mapping(ClassifierConfig, network, "model.network"))
+        settings = without_removed_settings(optimizer)
+        self.optimizer_config = cast(FitConfig, from_mapping(FitConfig, settings, "model.optimizer"))
         check_settings(config, self.optimizer_config, loss, l2, smoothness, dtype)
         known = ["input_shape", "num_classes", "classes"] + (["num_train"] if config.kind == "rbf" else [])
         data_info = {name: to_builtin(data_info[name]) for name in known if name in data_info}
-        network, optimizer = to_builtin(config), to_builtin(self.optimizer_config)
-        self.save_hyperparameters(ignore=["start"])  # a checkpoint needs no other file
-        self.data_info, self.loss, self.l2, self.decay_bias, self.smoothness = (
-            data_info,
-            loss,
-            l2,
-            decay_bias,
-            smoothness,
-        )
+        network = cast(dict, to_builtin(config))
+        optimizer = cast(dict, to_builtin(self.optimizer_config))
+        self.save_hyperparameters(ignore=["start"])  # the values above: a checkpoint needs no other file
+        self.data_info, self.loss, self.l2 = data_info, loss, l2
+        self.decay_bias, self.smoothness = decay_bias, smoothness
         self.network = build_network(config, data_info, loss, getattr(torch, dtype))
-        self.means = nn.ModuleDict({stage: MeanMetric() for stage in ("val", "test")})
+        self.means: Any = nn.ModuleDict({stage: MeanMetric() for stage in ("val", "test")})
         classes = max(2, data_info["num_classes"])
-        self.correct = nn.ModuleDict(
+        self.correct: Any = nn.ModuleDict(
             {stage: MulticlassAccuracy(num_classes=classes, average="micro") for stage in ("val", "test")}
         )
         for metric in self.means.values():
@@ -179,9 +180,13 @@ class ClassifierModule(PaperModule):
 
     def _cast(self, batch: ExampleBatch) -> ExampleBatch:
         """In the model's precision: once for the full batch, not in each of L-BFGS's evaluations."""
-        if self.optimizer_config.full_batch and self._cast_inputs[0] is not batch.inputs:
-            self._cast_inputs = (batch.inputs, batch.inputs.to(self.network.top.weight.dtype))
-        return batch._replace(inputs=self._cast_inputs[1]) if self.optimizer_config.full_batch else batch
+        if not self.optimizer_config.full_batch:
+            return batch
+        given, cast_inputs = self._cast_inputs
+        if cast_inputs is None or given is not batch.inputs:
+            cast_inputs = batch.inputs.to(self.network.top.weight.dtype)
+            self._cast_inputs = (batch.inputs, cast_inputs)
+        return batch._replace(inputs=cast_inputs)
 
     def train_outputs(self, batch: ExampleBatch) -> Tensor:
         """`forward` for a batch of the training split; a kernel machine knows its features of those already."""
@@ -222,22 +227,22 @@ class ClassifierModule(PaperModule):
             return
         if self.optimizer_config.name == "lbfgs":
             optimizer_closure()  # its last evaluation may have been at a point of the line search that was not taken
-            self.log("train/gradient_norm", _norm([p.grad for p in self.parameters()]))
-        steepest = max(float(p.grad.abs().max()) for p in self.parameters())
+            self.log("train/gradient_norm", _norm([p.grad for p in self.parameters() if p.grad is not None]))
+        steepest = max(float(p.grad.abs().max()) for p in self.parameters() if p.grad is not None)
         done = steepest <= self.optimizer_config.tolerance_grad or self.optimizer_config.name == "exact_hinge"
         still = all(torch.equal(p, old) for p, old in zip(self.parameters(), before, strict=True))
         self.trainer.should_stop |= still or done
 
     def on_train_end(self) -> None:
         """Loss, accuracy and gradient of the whole training split at the end, into the metrics; a warning if far."""
-        if self._datamodule() is None or self.trainer.fast_dev_run:
+        if self._datamodule() is None or cast(Any, self.trainer).fast_dev_run:
             return
         from quintet.papers.influence.classifiers.report import training_report
 
         self._cast_inputs = (None, None)
         values, steepest = training_report(self, self._datamodule())
         for optimizer in self.trainer.optimizers:
-            if getattr(optimizer, "gap", None) is not None:
+            if isinstance(optimizer, ExactHinge) and optimizer.gap is not None:
                 values["train/duality_gap"] = optimizer.gap
         self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
         for logger in self.trainer.loggers:
@@ -284,6 +289,13 @@ class ClassifierModule(PaperModule):
         from quintet.papers.influence.classifiers.report import weight_pictures
 
         return weight_pictures(self, Path(out_dir))
+
+
+def without_removed_settings(optimizer: FitConfig | Mapping[str, Any]) -> FitConfig | Mapping[str, Any]:
+    """Runs of earlier versions have settings of the optimizer that are gone; at their defaults they meant nothing."""
+    if isinstance(optimizer, FitConfig):
+        return optimizer
+    return {name: value for name, value in optimizer.items() if REMOVED.get(name, ...) != value}
 
 
 def _two_chances(scores_b: Tensor) -> Tensor:

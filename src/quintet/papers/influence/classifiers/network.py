@@ -105,4 +105,5 @@ def _initialise(layer: nn.Module) -> None:
     if isinstance(layer, nn.Conv2d | nn.Linear):
         std = 1 / math.sqrt(layer.weight[0].numel())
         nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
-        nn.init.zeros_(layer.bias)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)

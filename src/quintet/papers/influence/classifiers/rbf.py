@@ -21,6 +21,9 @@ class RbfMachine(nn.Module):
     score what it has never seen; pixels: as bytes. jitter: K + jitter I is what is factorised.
     """
 
+    inputs: Tensor
+    whitening: Tensor
+
     def __init__(
         self, config: ClassifierConfig, num_train: int, num_inputs: int, outputs: int, dtype: torch.dtype
     ) -> None:
@@ -58,13 +61,13 @@ class RbfMachine(nn.Module):
     def _squared_distances(self, inputs: Tensor) -> Tensor:
         """|x|^2 - 2 x . x_i + |x_i|^2, (B, n), over blocks of the D numbers: all may not fit in float64."""
         width = max(1, BLOCK // len(self.inputs))
-        total = 0
+        total_bn = self.whitening.new_zeros(len(inputs), len(self.inputs))
         for mine_bd, theirs_nd in zip(inputs.split(width, 1), self.inputs.split(width, 1), strict=True):
             mine_bd = mine_bd.to(self.whitening.dtype)
             theirs_nd = self._unpacked(theirs_nd).to(self.whitening.dtype)
             norms_bn = mine_bd.square().sum(1, keepdim=True) + theirs_nd.square().sum(1)
-            total = total + norms_bn - 2 * mine_bd @ theirs_nd.T
-        return total
+            total_bn += norms_bn - 2 * mine_bd @ theirs_nd.T
+        return total_bn
 
     def features(self, inputs: Tensor) -> Tensor:
         """phi of any inputs, (B, n)."""

@@ -54,7 +54,7 @@ class FitConfig(OptimizerConfig):
         return self.name in FULL_BATCH
 
 
-def build_lbfgs(module: nn.Module, config: FitConfig, problem: Problem | None = None) -> torch.optim.Optimizer:
+def build_lbfgs(module: Any, config: FitConfig, problem: Problem | None = None) -> torch.optim.Optimizer:
     """L-BFGS with a strong Wolfe line search that stops for the gradient alone, not for small changes.
 
     problem: of a logistic regression that Newton's method shall finish.
@@ -80,7 +80,7 @@ class Lbfgs(torch.optim.LBFGS):
         super().__init__(params, **settings)
         self.finish = finish
 
-    def step(self, closure: Callable[[], Tensor]) -> Tensor:
+    def step(self, closure: Any = None) -> Any:
         """Up to max_iter iterations, and the finish."""
         loss = super().step(closure)
         if self.finish is not None and self.finish(self.param_groups[0]["tolerance_grad"]):
@@ -98,8 +98,8 @@ class LogisticFinish:
         rows_nd, decay_d = hinge_rows(*self.problem(), self.l2, self.bias_l2 if self.top.bias is not None else None)
         parts = [self.top.weight, *([] if self.top.bias is None else [self.top.bias])]
         start_d = torch.cat([part.detach().flatten() for part in parts])
-        rows_nd, decay_d, start_d = (part.cpu().numpy() for part in (rows_nd, decay_d, start_d))
-        fit = fit_logistic(Design(rows_nd), np.ones(len(rows_nd)), decay_d, start_d, tolerance)
+        rows, decay, start = (part.cpu().numpy() for part in (rows_nd, decay_d, start_d))
+        fit = fit_logistic(Design(rows), np.ones(len(rows)), decay, start, tolerance)
         if fit.steps:
             log.info("finished by Newton's method: %d steps, gradient norm %.2g", fit.steps, fit.gradient_norm)
             write_linear(self.top, torch.from_numpy(fit.theta))
@@ -117,7 +117,7 @@ class ExactHinge(torch.optim.Optimizer):
         self.top, self.problem, self.l2, self.bias_l2, self.t = top, problem, l2, bias_l2, t
         self.gap: float | None = None
 
-    def step(self, closure: Callable[[], Tensor]) -> Tensor:
+    def step(self, closure: Any = None) -> Any:
         """Solve, write the solution, and give the loss there."""
         rows_nd, decay_d = hinge_rows(*self.problem(), self.l2, self.bias_l2 if self.top.bias is not None else None)
         if self.t:

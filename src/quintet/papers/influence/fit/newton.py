@@ -10,7 +10,7 @@ Legend: n examples, p parameters, M weightings of the examples, each with parame
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -151,7 +151,7 @@ def minimize(
         curvatures_nm = risk.curvatures(margins_nm)
         precondition = preconditioner(risk, curvatures_nm)
         direction_mp, used = conjugate_gradients(
-            lambda vectors_mp, curvatures_nm=curvatures_nm: risk.hvp(curvatures_nm, vectors_mp),
+            partial(risk.hvp, curvatures_nm),
             -gradient_mp, precondition, norm_m.sqrt().clamp(max=forcing) * norm_m, CG_ITERATIONS,
         )  # fmt: skip
         products += used

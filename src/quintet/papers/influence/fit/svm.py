@@ -122,7 +122,7 @@ def active_set(rows_nd: Tensor, decay_d: Tensor, dual_n: Tensor) -> HingeFit:
     Returns the best fit met on the way; its gap says whether it is the minimum.
     """
     within, on = dual_n > 1 - 1e-6, (dual_n > 1e-6) & (dual_n < 1 - 1e-6)
-    best = None
+    best: HingeFit | None = None
     for _ in range(SET_CHANGES):
         theta, dual_on = _solve(rows_nd, decay_d, within, on)
         dual_n = within.to(rows_nd.dtype)
@@ -141,6 +141,7 @@ def active_set(rows_nd: Tensor, decay_d: Tensor, dual_n: Tensor) -> HingeFit:
             break
         within = (within & ~arrives) | leaves_in
         on = (on & ~leaves_in & ~leaves_out) | arrives
+    assert best is not None
     return best
 
 

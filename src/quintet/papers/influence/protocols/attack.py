@@ -3,10 +3,10 @@
 import json
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,7 +26,8 @@ FORMAT = 1  # raise when the meaning of the files changes
 KEPT_IMAGES = 2  # moves of attempts on at most so many images are kept, for the pictures
 
 
-class Tried(NamedTuple):
+@dataclass(frozen=True)
+class Tried:
     """One attempt as it is kept."""
 
     count: int  # images that may be moved
@@ -62,7 +63,7 @@ class Attack:
         single_tries: int = 2,
         max_queries: int | None = 50,
         split: str = "test",
-        attack: AttackConfig | None = None,
+        attack: AttackConfig | Mapping[str, Any] | None = None,
         pictures: int = 4,
         seed: int = 0,
     ) -> None:
@@ -72,7 +73,7 @@ class Attack:
         for key, value in {"single_tries": single_tries, "max_queries": max_queries}.items():
             if value is not None and value < 1:
                 raise UserError(f"protocol.{key}={value}: give 1 or more")
-        self.config = from_mapping(AttackConfig, attack or {}, "protocol.attack")
+        self.config = cast(AttackConfig, from_mapping(AttackConfig, attack or {}, "protocol.attack"))
         self.single_tries, self.max_queries, self.split = single_tries, max_queries, split
         self.pictures, self.seed = pictures, seed
 
@@ -92,7 +93,7 @@ class Attack:
         for start in range(0, len(queries), size):
             self._attack(problem, [q for q in queries[start : start + size] if store.load(q) is None], store)
             log.info("attacked %d of %d test images", min(start + size, len(queries)), len(queries))
-        tried = {query: store.load(query) for query in queries}
+        tried = {query: store.load(query) or [] for query in queries}
         self._write(out_dir, datamodule, tried)
         self._draw(out_dir, problem, datamodule, tried, store)
         return self._metrics(tried, margins)
@@ -225,7 +226,7 @@ class Store:
     def save(self, query: int, tried: Sequence[Tried]) -> None:
         path = self.folder / f"{query}.json"
         aside = path.with_suffix(".tmp")
-        aside.write_text(json.dumps([one._asdict() for one in tried]))
+        aside.write_text(json.dumps([asdict(one) for one in tried]))
         aside.replace(path)
 
     def save_moves(self, query: int, one: Attacked) -> None:

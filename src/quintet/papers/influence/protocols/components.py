@@ -100,7 +100,8 @@ class Components:
             "without $H^{-1}$": (parts.without_hessian, "the identity for $H^{-1}$"),
             "without both": (parts.without_both, "product of inputs, with signs"),
         }
-        clouds, side = [], "influence: change of the loss if removed"
+        clouds: list[Cloud] = []
+        side = "influence: change of the loss if removed"
         for title, (values_n, label) in titled.items():
             note = f"Pearson {shown(agreement(values_n, engine_n)['pearson'])}"
             clouds.append(Cloud(title, values_n, engine_n, note, label, "" if clouds else side))
@@ -115,7 +116,7 @@ class Components:
 
 
 def images(pictures: list[tuple[Preview, str]]) -> list[tuple[NDArray, str]]:
-    return [(preview.image, title) for preview, title in pictures]
+    return [(preview.image, title) for preview, title in pictures if preview.image is not None]
 
 
 def read_terms(module: Any, train: Examples, query: Examples) -> Terms:

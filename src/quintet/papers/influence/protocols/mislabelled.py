@@ -88,7 +88,7 @@ class Mislabelled:
 
     def _numbers(self, name: str, values_smk: NDArray) -> dict[str, float]:
         """Means at the fractions shown, and influence against loss in pairs."""
-        metrics = {}
+        metrics: dict[str, float] = {}
         for fraction in self.shown:
             values_sm = values_smk[:, :, self.fractions.index(fraction)]
             stem = f"mislabelled/{name}_{100 * fraction:g}pct"

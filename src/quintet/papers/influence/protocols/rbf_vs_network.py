@@ -141,8 +141,10 @@ class RbfVsNetwork:
         hinge = getattr(model.module, "loss", None) == "smooth_hinge"
         with smoothed(model.module, self.smoothness if hinge else None):
             result = influence(model.module, train, test, "*", self.solver, BATCH, cache_dir)
-        numbers = (result.delta_test_loss_if_removed, result.train_losses)
-        return Scores(*(n.double().cpu().numpy() for n in numbers), float(result.relative_residual.max()))
+        scores_qn, losses_n = (
+            part.double().cpu().numpy() for part in (result.delta_test_loss_if_removed, result.train_losses)
+        )
+        return Scores(scores_qn, losses_n, float(result.relative_residual.max()))
 
     def _write(self, out_dir: Path, data: Any, queries: Sequence[int], found: dict[str, Scores], distance_n: NDArray,
                rows: dict[str, list[dict[str, float]]]) -> None:  # fmt: skip

@@ -113,7 +113,8 @@ class History:
     def keep(self, which: Tensor) -> None:
         """Only these removals go on."""
         if not bool(which.all()):
-            self.pairs = [tuple(part[which.to(part.device)] for part in pair) for pair in self.pairs]
+            kept = which.to(self.pairs[0][0].device) if self.pairs else which
+            self.pairs = [(step[kept], change[kept], weight[kept]) for step, change, weight in self.pairs]
 
     def solve(self, gradient_kp: Tensor) -> Tensor:
         """(K, p) inverse Hessians times gradients."""

@@ -110,8 +110,8 @@ def retrain(
     wanted = checked(removals, len(risk.train))
     method, refit = build_refit(config, risk)
     store = kept_removals(cache_dir, risk, method, config, measured)
-    found = {removal: store.load(file_name(removal)) for removal in (None, *wanted)}
-    found = {removal: kept for removal, kept in found.items() if kept and ("theta" in kept or not keep_params)}
+    saved = {removal: store.load(file_name(removal)) for removal in (None, *wanted)}
+    found = {removal: kept for removal, kept in saved.items() if kept and ("theta" in kept or not keep_params)}
     missing = [removal for removal in (None, *wanted) if removal not in found]
     started = time.perf_counter()
     for done, refitted in enumerate(refit.run(risk, missing) if missing else (), 1):
@@ -206,14 +206,14 @@ class QueryLosses:
     def __call__(self, theta_p: Tensor) -> Tensor:
         risk = self.risk
         if isinstance(risk, LinearRisk):
-            return torch.cat([self._linear(theta_p.double(), batch) for batch in self._batches()])
+            return torch.cat([self._linear(risk, theta_p.double(), batch) for batch in self._batches()])
         with torch.no_grad():
             return torch.cat([risk.losses(theta_p.to(risk.theta), batch) for batch in self._batches()])
 
     def _batches(self) -> Any:
         return (batch for _, batch in self.queries.batches(self.risk.batch_size, self.risk.dtype, self.risk.device))
 
-    def _linear(self, theta_p: Tensor, batch: Any) -> Tensor:
-        design_bf, losses = linear(self.risk, batch)
+    def _linear(self, risk: LinearRisk, theta_p: Tensor, batch: Any) -> Tensor:
+        design_bf, losses = linear(risk, batch)
         with torch.no_grad():
-            return losses(design_bf @ self.risk.matrix(theta_p[None])[0].T)
+            return losses(design_bf @ risk.matrix(theta_p[None])[0].T)

@@ -100,7 +100,8 @@ class Adam:
             weight_kb = (rows_b != left_k1) * len(risk.train) / count_k1 / len(rows_b)
             batch = risk.read(risk.train, rows_b)
             optimizer.zero_grad()
-            sum(risk.penalty(theta) for theta in theta_kp).backward()
+            torch.stack([risk.penalty(theta) for theta in theta_kp]).sum().backward()
+            assert theta_kp.grad is not None
             if len(removals) == 1:
                 theta_kp.grad += risk.sum_and_gradient(theta_kp[0], batch, weight_kb[0])[1]
             else:

@@ -91,7 +91,9 @@ OPERATIONS = ("gradient", "hvp", "directional", "example_gradients")
 
 
 class Derivatives:
-    """Each operation by the route that the model allows; `routes` says which: operation -> forward or reverse.
+    """Each operation in the mode of automatic differentiation that the model allows.
+
+    ad_mode: operation -> "forward" or "reverse".
 
     gradient(theta_p, batch) -> (p,): sum over the batch. hvp(theta_p, batch, vectors_kp) -> (K, p): sum over the batch
     of Hessian times vector. directional(...) -> (K, B): each example's gradient times each vector.
@@ -103,13 +105,13 @@ class Derivatives:
         forward, reverse = ForwardMode(losses), ReverseMode(losses)
         vectors_kp = torch.stack([torch.linspace(-1, 1, len(theta_p)).to(theta_p), torch.ones_like(theta_p)])
         arguments = {"hvp": (vectors_kp,), "directional": (vectors_kp,)}
-        self.routes = {
+        self.ad_mode = {
             name: "forward" if _agree(forward, reverse, name, theta_p, batch, *arguments.get(name, ())) else "reverse"
             for name in OPERATIONS
         }
         chosen = {"forward": forward, "reverse": reverse}
         self.gradient, self.hvp, self.directional, self.example_gradients = (
-            getattr(chosen[self.routes[name]], name) for name in OPERATIONS
+            getattr(chosen[self.ad_mode[name]], name) for name in OPERATIONS
         )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from quintet.common.errors import UserError
@@ -19,10 +20,12 @@ class Examples:
     indices: positions in the split, null for all of it. Errors: UserError for one that the split does not have.
     """
 
-    def __init__(self, source: Any, split: str, indices: Sequence[int] | None = None, name: str = "queries") -> None:
+    def __init__(
+        self, source: Any, split: str, indices: Sequence[int] | NDArray[np.int64] | None = None, name: str = "queries"
+    ) -> None:
         total = source.num_examples(split)
         self.source, self.split = source, split
-        self.indices = np.arange(total) if indices is None else np.asarray(list(indices), np.int64)
+        self.indices = np.arange(total) if indices is None else np.asarray(indices, np.int64)
         outside = self.indices[(self.indices < 0) | (self.indices >= total)]
         if len(outside):
             raise UserError(f"{name} has index {outside[0]}: the {split} split has {total} examples, counted from 0")

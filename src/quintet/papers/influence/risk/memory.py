@@ -12,7 +12,8 @@ VECTORS = 8  # that a batch of examples leaves room for
 
 def saved_bytes(losses: Callable[[Tensor], Tensor], theta_p: Tensor) -> int:
     """What autograd keeps for the backward pass of these losses, the parameters themselves left out."""
-    theta, kept = theta_p.detach().requires_grad_(), {}
+    theta = theta_p.detach().requires_grad_()
+    kept: dict[int, int] = {}
 
     def note(part: Tensor) -> Tensor:
         own, whole = part.numel() * part.element_size(), part.untyped_storage()

@@ -49,13 +49,14 @@ class EmpiricalRisk:
                 f"{type(module).__name__} has no example_losses(batch) -> (B,): influence functions need each example's"
                 " loss; add that method to the module"
             )
-        self.module, self.train = module.eval(), train
+        self.module: Any = module.eval()
+        self.train = train
         self.selection = Selection(module, params)
         self.theta = self.selection.read(module)
         self.dtype, self.device = self.theta.dtype, self.theta.device
         self._call = _Call(module)
         self._decay = weight_decay(module)
-        self._mode: Derivatives | None = None
+        self._derivatives: Derivatives | None = None
         self.batch_size = batch_size or examples_at_once(
             self.example_bytes, self.num_params, self.theta.element_size(), self.device
         )
@@ -66,13 +67,13 @@ class EmpiricalRisk:
         return self.selection.num_params
 
     @property
-    def mode(self) -> Derivatives:
+    def derivatives(self) -> Derivatives:
         """How derivatives are taken, found out on the first examples (one, where one is all that a batch holds)."""
-        if self._mode is None:
+        if self._derivatives is None:
             with self._quiet():
                 few = self.read(self.train, slice(0, min(3, self.batch_size)))
-                self._mode = Derivatives(self.losses, self.theta, few)
-        return self._mode
+                self._derivatives = Derivatives(self.losses, self.theta, few)
+        return self._derivatives
 
     @cached_property
     def example_bytes(self) -> int:
@@ -81,7 +82,7 @@ class EmpiricalRisk:
         with self._quiet():
             return saved_bytes(lambda theta_p: self.losses(theta_p, few), self.theta) // min(3, len(self.train))
 
-    def read(self, examples: Examples, rows: slice | Tensor) -> Any:
+    def read(self, examples: Examples, rows: slice | Tensor | Sequence[int]) -> Any:
         """Examples as a batch in the model's precision."""
         return examples.read(rows, self.dtype, self.device)
 
@@ -119,7 +120,7 @@ class EmpiricalRisk:
 
     def value(self) -> float:
         """R itself."""
-        total = sum(self.batch_losses(batch).sum() for _, batch in self.batches())
+        total = sum((self.batch_losses(batch).sum() for _, batch in self.batches()), self.theta.new_zeros(()))
         with torch.no_grad():
             return float(self.mean(total) + self.penalty(self.theta))
 
@@ -128,7 +129,7 @@ class EmpiricalRisk:
         total = torch.zeros_like(self.theta)
         with self._quiet():
             for _, batch in self.batches():
-                total += self.mode.gradient(self.theta, batch)
+                total += self.derivatives.gradient(self.theta, batch)
         return self.mean(total) + self.penalty_gradient()
 
     def penalty_gradient(self) -> Tensor:
@@ -146,7 +147,7 @@ class EmpiricalRisk:
 
     def batch_hvp(self, batch: Any, vectors_kp: Tensor) -> Tensor:
         """Sum of the examples' Hessians, without the L2 term, times each vector, (K, p)."""
-        return torch.cat([self.mode.hvp(self.theta, batch, part) for part in self._split(batch, vectors_kp)])
+        return torch.cat([self.derivatives.hvp(self.theta, batch, part) for part in self._split(batch, vectors_kp)])
 
     def penalty_hvp(self, vectors_kp: Tensor) -> Tensor:
         """Hessian of the L2 term times each vector, (K, p)."""
@@ -157,15 +158,19 @@ class EmpiricalRisk:
         """grad L(z_i), without its L2 term, times each vector, (K, B)."""
         with self._quiet():
             if self._gradients_pay(batch, len(vectors_kp)):
-                return vectors_kp @ self.mode.example_gradients(self.theta, batch).T
+                return vectors_kp @ self.derivatives.example_gradients(self.theta, batch).T
             return torch.cat(
-                [self.mode.directional(self.theta, batch, part) for part in self._split(batch, vectors_kp)]
+                [self.derivatives.directional(self.theta, batch, part) for part in self._split(batch, vectors_kp)]
             )
 
     def _gradients_pay(self, batch: Any, vectors: int) -> bool:
         """Whether the examples' gradients, about the work of MANY tangents, are quicker than one tangent a vector."""
         size = len(tensors(batch)[0]) * self.num_params * self.theta.element_size()
-        return vectors >= MANY and self.mode.routes["example_gradients"] == "forward" and size <= budget(self.device)
+        return (
+            vectors >= MANY
+            and self.derivatives.ad_mode["example_gradients"] == "forward"
+            and size <= budget(self.device)
+        )
 
     def _split(self, batch: Any, vectors_kp: Tensor) -> Sequence[Tensor]:
         """As many vectors at a time as memory allows."""
@@ -174,7 +179,7 @@ class EmpiricalRisk:
     def example_gradients(self, batch: Any) -> Tensor:
         """grad L(z_i) without its L2 term, (B, p)."""
         with self._quiet():
-            return self.mode.example_gradients(self.theta, batch)
+            return self.derivatives.example_gradients(self.theta, batch)
 
     def batches(self) -> Iterator[tuple[slice, Any]]:
         """This rank's share of the training examples."""

@@ -69,7 +69,7 @@ class Series(InverseHessian):
     def _draw(self) -> object:
         rows = torch.randint(len(self.risk.train), (self.settings.batch_size,), generator=self.generator)
         if not self.parts:
-            return self.risk.prepared(self.risk.read(self.risk.train, rows.numpy()))
+            return self.risk.prepared(self.risk.read(self.risk.train, rows))
         part, row = rows // self.risk.batch_size, (rows % self.risk.batch_size).to(self.risk.device)
         found = [rows_of(self.parts[k], row[part == k]) for k in part.unique().tolist()]
         return found[0] if len(found) == 1 else LinearBatch(*(torch.cat(parts) for parts in zip(*found, strict=True)))
