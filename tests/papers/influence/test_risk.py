@@ -111,7 +111,7 @@ def test_dropout_is_off():
 def test_bad_input():
     with pytest.raises(UserError, match="Linear has no example_losses"):
         EmpiricalRisk(torch.nn.Linear(2, 2), examples())
-    with pytest.raises(UserError, match=r"params=\['head\.\*'\] matches no parameter: choose of layer\.weight"):
+    with pytest.raises(UserError, match=r"params=\['head\.\*'\] matches no parameter: choose from layer\.weight"):
         EmpiricalRisk(Softmax(), examples(), "head.*")
     with pytest.raises(UserError, match=r"protocol\.queries has index 40: the batch split has 40 examples"):
         Examples(examples().source, "batch", [3, 40], name="protocol.queries")

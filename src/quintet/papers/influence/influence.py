@@ -1,7 +1,7 @@
-"""Which training examples made the model say this: the influence of every one of them on every query's loss.
+"""The influence of every training example on the loss of every query.
 
 Koh & Liang 2017, equation 2: I_up,loss(z, z_test) = -grad L(z_test)^T H^-1 grad L(z); removing z changes the test loss
-by about -I_up,loss / n. Signs here say what they mean: `delta_test_loss_if_removed` > 0 is a helpful example.
+by about -I_up,loss / n. `delta_test_loss_if_removed` is that change: > 0 means that the example helps.
 Legend: Q queries, N training examples, p parameters.
 """
 
@@ -26,13 +26,13 @@ from quintet.papers.influence.solvers.interface import InverseHessian, Solution,
 log = logging.getLogger(__name__)
 FORMAT = 1  # raise when the meaning of the kept files changes
 QUERY_BLOCK = 128  # queries solved together
-SOLVE_NUMBERS = 256 << 20  # numbers that the right-hand sides solved together may hold
-CONVERGED = 1e-4  # gradient norm above which the parameters are said not to be at a minimum
+SOLVE_NUMBERS = 256 << 20  # largest number of entries of right-hand sides solved together
+CONVERGED = 1e-4  # gradient norm above which a warning says that the parameters are not at a minimum
 
 
 @dataclass(frozen=True)
 class InfluenceResult:
-    """What `influence` found out."""
+    """The result of `influence`."""
 
     delta_test_loss_if_removed: Tensor  # (Q, N) nats (or the loss's unit); > 0: helpful
     query_losses: Tensor  # (Q,) without the L2 term
@@ -105,7 +105,7 @@ def influence(
 
 
 def kept_scores(cache_dir: Path | None, risk: EmpiricalRisk, queries: Examples, solver: Solver) -> KeptResults:
-    """What was computed before for exactly these weights, parameters, examples and solver settings."""
+    """Results of earlier calls with exactly these weights, parameters, examples and solver settings."""
     settings = {"solver": type(solver).__name__, **asdict(solver)}
     depends_on = [FORMAT, weights_digest(risk.module), risk.selection.names, risk.batch_size,
                   risk.train.fingerprint(), queries.fingerprint(), settings]  # fmt: skip
@@ -113,11 +113,11 @@ def kept_scores(cache_dir: Path | None, risk: EmpiricalRisk, queries: Examples, 
 
 
 def warn_unless_converged(gradient_norm: float, risk: EmpiricalRisk) -> None:
-    """Influence is the first order about a minimum; say how far from one the parameters are."""
+    """Warn if the parameters are not at a minimum, which the first-order approximation assumes."""
     if gradient_norm > CONVERGED:
         log.warning(
-            "the training risk has gradient norm %.3g at these parameters (0 at a minimum, |theta| = %.3g): scores are"
-            " of the tangent there; train longer, or set solver.damping",
+            "the training risk has gradient norm %.3g at these parameters (0 at a minimum, |theta| = %.3g), so that the"
+            " scores are approximate: train longer, or set solver.damping",
             gradient_norm, float(risk.theta.norm()),
         )  # fmt: skip
 
@@ -155,11 +155,11 @@ def sweep(risk: EmpiricalRisk, s_test_qp: Tensor, kept: KeptResults | None = Non
 
 
 def self_influence(risk: EmpiricalRisk, inverse: InverseHessian) -> Tensor:
-    """grad L(z_i)^T (H + damping I)^-1 grad L(z_i) / n of every training example, (N,): how much it made its own loss.
+    """grad L(z_i)^T (H + damping I)^-1 grad L(z_i) / n of every training example, (N,): its influence on its own loss.
 
     Section 5.4 orders examples by it to find wrong labels. The L2 term is in the gradients.
     """
-    # every rank takes all examples: they share the products with the Hessian, which want the same vectors everywhere
+    # every rank takes all examples: the ranks share the Hessian-vector products, which need the same vectors everywhere
     found = []
     for rows in _slices(len(risk.train), max(1, min(risk.batch_size, SOLVE_NUMBERS // risk.num_params))):
         gradients_bp = gradients_of(risk, risk.train, rows) + risk.penalty_gradient()

@@ -15,7 +15,7 @@ class KeptResults:
     """A folder of `cache_dir` named by a digest of everything that the results depend on; null keeps nothing.
 
     Files are written under a temporary name and renamed, so that a kill leaves complete files only. Distributed ranks
-    share the folder. `settings`: what to write into settings.json for a person who looks into the folder.
+    share the folder. `settings`: what to write into settings.json, for information.
     """
 
     def __init__(self, cache_dir: Path | None, depends_on: list[Any], settings: dict[str, Any] | None = None) -> None:

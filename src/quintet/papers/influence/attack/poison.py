@@ -1,7 +1,7 @@
-"""The training-set attack of section 5.2: training images are moved by less than an 8-bit file can hold, the top layer
-of a frozen network is fitted again, and a test image that was classified right no longer is.
+"""The training-set attack of section 5.2: training images are moved by less than an 8-bit file can hold, the last layer
+of a frozen network is fitted again, and a test image that was classified right is then classified wrong.
 
-Legend: n training examples, F features, p parameters of the top layer (F, and the bias where there is one, last);
+Legend: n training examples, F features, p parameters of the last layer (F, and the bias where there is one, last);
 M attempts side by side, R images of all of them.
 """
 
@@ -52,7 +52,7 @@ class Attempt(NamedTuple):
 
 
 class Attacked(NamedTuple):
-    """What became of an attempt."""
+    """The result of an attempt."""
 
     margins: list[float]  # y theta . x of the test example after refitting: before any step, then after each
     predicted: float  # what the first step does to the test loss, to first order: sum of I_pert . move / n
@@ -69,14 +69,15 @@ class Attacked(NamedTuple):
 
 
 class PoisonedTraining:
-    """Attempts on the test examples of `split`. Errors: UserError for a model that is no logistic top layer of images.
+    """Attempts on the test examples of `split`.
 
+    Errors: UserError for a model that is not a logistic last layer on images.
     backbone: what makes the features, its gradients reach pixels in [0, 1].
     """
 
     def __init__(self, module: Any, datamodule: Any, backbone: Backbone, split: str, config: AttackConfig) -> None:
         if getattr(module, "loss", None) != "logistic":
-            raise UserError("protocol=attack refits a logistic top layer: use a run of model=binary_logistic")
+            raise UserError("protocol=attack refits a logistic last layer: use a run of model=binary_logistic")
         self.risk = EmpiricalRisk(module, Examples(datamodule, "train"))
         self.datamodule, self.config, self.backbone = datamodule, config, backbone.to(self.risk.device)
         self.train = self.risk.read(self.risk.train, slice(None))
@@ -89,7 +90,7 @@ class PoisonedTraining:
         self.risk.theta = self.fits.theta
 
     def design(self, features_bf: Tensor) -> Tensor:
-        """What the score is linear in, (B, p)."""
+        """The rows that the score is linear in, (B, p)."""
         features_bf = features_bf.to(self.risk.dtype)
         ones = features_bf.new_ones(len(features_bf), self.risk.num_params - features_bf.shape[1])
         return torch.cat([features_bf, ones], 1)

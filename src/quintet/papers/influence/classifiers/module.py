@@ -31,7 +31,7 @@ REMOVED = {"preconditioner": "none", "project_top": False}
 
 
 class ClassifierModule(PaperModule):
-    """Minimises mean loss + l2/2 |weights|^2, biases included when decay_bias.
+    """Minimizes mean loss + l2/2 |weights|^2, biases included when decay_bias.
 
     loss: `cross_entropy` of C logits, or with two classes and one score `logistic` or `smooth_hinge`, whose t is
     `smoothness` (0: the hinge) and may be set to another value afterwards, as section 4.3 does. dtype: of parameters
@@ -67,18 +67,16 @@ class ClassifierModule(PaperModule):
         self.data_info, self.loss, self.l2 = data_info, loss, l2
         self.decay_bias, self.smoothness = decay_bias, smoothness
         self.network = build_network(config, data_info, loss, getattr(torch, dtype))
-        self.means: Any = nn.ModuleDict({stage: MeanMetric() for stage in ("val", "test")})
+        self.means: Any = nn.ModuleDict({stage: MeanMetric().set_dtype(torch.float64) for stage in ("val", "test")})
         classes = max(2, data_info["num_classes"])
         self.correct: Any = nn.ModuleDict(
             {stage: MulticlassAccuracy(num_classes=classes, average="micro") for stage in ("val", "test")}
         )
-        for metric in self.means.values():
-            metric.set_dtype(torch.float64)
         self._cast_inputs: tuple[Tensor | None, Tensor | None] = (None, None)
         if start is not None:
             self.start_from(start)
 
-    # what influence functions ask for
+    # what influence functions use
 
     def forward(self, batch: ExampleBatch) -> Tensor:
         """Logits (B, C), or the score (B,) of a binary classifier."""
@@ -123,7 +121,7 @@ class ClassifierModule(PaperModule):
         if self.loss == "smooth_hinge":
             raise UserError("model.loss=smooth_hinge gives no probabilities of classes: use logistic or cross_entropy")
         outputs = self(batch)
-        return outputs.softmax(1) if self.loss == "cross_entropy" else _two_chances(outputs)
+        return outputs.softmax(1) if self.loss == "cross_entropy" else _two_probabilities(outputs)
 
     def sample_labels(self, batch: ExampleBatch, generator: torch.Generator) -> ExampleBatch:
         """The batch with labels drawn from the model's own prediction; a hinge has none to draw from and keeps them."""
@@ -259,7 +257,7 @@ class ClassifierModule(PaperModule):
                 *(values["train/gradient_norm"], steepest, config.tolerance_grad),
             )
         elif values.get("train/duality_gap", 0.0) > 1e-8:
-            log.warning("the SVM's loss may lie %.2g above its minimum (relative)", values["train/duality_gap"])
+            log.warning("the SVM's loss may be %.2g above its minimum (relative)", values["train/duality_gap"])
 
     # evaluation
 
@@ -298,7 +296,7 @@ def without_removed_settings(optimizer: FitConfig | Mapping[str, Any]) -> FitCon
     return {name: value for name, value in optimizer.items() if REMOVED.get(name, ...) != value}
 
 
-def _two_chances(scores_b: Tensor) -> Tensor:
+def _two_probabilities(scores_b: Tensor) -> Tensor:
     return torch.stack([torch.sigmoid(-scores_b), torch.sigmoid(scores_b)], 1)
 
 

@@ -1,7 +1,7 @@
 """A kernel machine as a linear one: the RBF SVM of section 5.1 on the features of its Cholesky factor.
 
 With K = L L^T the kernel matrix of the n training inputs, phi(x) = L^-1 k(x) has phi(x_i) . phi(x_j) = k(x_i, x_j), and
-phi(x_i) is row i of L. A linear SVM on phi is the kernel SVM: its weights w stand for the function w . phi, whose norm
+phi(x_i) is row i of L. A linear SVM on phi is the kernel SVM: its weights w represent the function w . phi, whose norm
 in the kernel's space is |w|. Legend: n training inputs, B examples, D numbers of an input, flattened.
 """
 
@@ -18,7 +18,7 @@ class RbfMachine(nn.Module):
     """Inputs (B, *shape) -> scores (B, outputs) of k(x, z) = exp(-gamma |x - z|^2).
 
     `fill` takes the training inputs in; they, and the inverse of L, are part of the state, so that a checkpoint can
-    score what it has never seen; pixels: as bytes. jitter: K + jitter I is what is factorised.
+    score what it has never seen; pixels: as bytes. jitter: K + jitter I is what is factorized.
     """
 
     inputs: Tensor
@@ -35,7 +35,7 @@ class RbfMachine(nn.Module):
         self.top = zero_linear(num_train, outputs, config.bias, dtype)
 
     def fill(self, inputs: Tensor) -> None:
-        """Take the training inputs (n, *shape) and factorise their kernel matrix. Errors: UserError when singular."""
+        """Take the training inputs (n, *shape) and factorize their kernel matrix. Errors: UserError when singular."""
         self.inputs.copy_((inputs.flatten(1) * 255).round() if self.pixels else inputs.flatten(1))
         if self.pixels and (self._unpacked(self.inputs) - inputs.flatten(1)).abs().max() > 1e-6:
             raise UserError("model.network.pixels=true, but the inputs are not k / 255: set model.network.pixels=false")

@@ -1,4 +1,4 @@
-"""What a classifier can be built of: the network that the data's properties size; combinations that make no sense."""
+"""Build a classifier's network, sized by the data, and check settings that do not go together."""
 
 import logging
 
@@ -32,7 +32,7 @@ def build_network(config: ClassifierConfig, data_info: dict, loss: str, dtype: t
 
 
 def check_settings(network: ClassifierConfig, optimizer: FitConfig, loss: str, l2: float, t: float, dtype: str) -> None:
-    """UserError for what no classifier can be built of."""
+    """UserError for values and combinations that are not allowed."""
     if loss not in LOSSES:
         raise UserError(f"model.loss={loss!r} is unknown: use one of {', '.join(LOSSES)}")
     if dtype not in DTYPES:

@@ -23,10 +23,10 @@ Problem = Callable[[], tuple[Tensor, Tensor]]  # features (n, F) and signs (n,) 
 class FitConfig(OptimizerConfig):
     """Everything under `model.optimizer`.
 
-    lbfgs: L-BFGS on the whole training split; an optimiser step is up to `max_iter` iterations, and training ends when
+    lbfgs: L-BFGS on the whole training split; an optimizer step is up to `max_iter` iterations, and training ends when
     no entry of the gradient is above `tolerance_grad`. Logistic regression of two classes, in float64 and with an L2
-    term, is finished by Newton's method (newton.py) where that leaves it short: badly scaled columns, as hospital data
-    have, bring L-BFGS to a halt. exact_hinge: the SVM's minimum in one step (svm.py).
+    term, is finished by Newton's method (newton.py) where L-BFGS does not reach the tolerance, as with the badly scaled
+    columns of hospital data. exact_hinge: the SVM's minimum in one step (svm.py).
     """
 
     names = ("lbfgs", "exact_hinge", "adam", "sgd")
@@ -74,7 +74,7 @@ def build_lbfgs(module: Any, config: FitConfig, problem: Problem | None = None) 
 
 
 class Lbfgs(torch.optim.LBFGS):
-    """L-BFGS; `finish(tolerance)` then moves the parameters on, and says whether it did."""
+    """L-BFGS; then `finish(tolerance)` moves the parameters on, and returns whether it did."""
 
     def __init__(self, params: Any, finish: Callable[[float], bool] | None = None, **settings: Any) -> None:
         super().__init__(params, **settings)

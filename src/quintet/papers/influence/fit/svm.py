@@ -1,6 +1,6 @@
-"""The linear SVM to the last digit: Newton's method on SmoothHinge as t falls, then the active set of the hinge itself.
+"""The linear SVM, exactly: Newton's method on SmoothHinge as t falls, then the active set of the hinge itself.
 
-minimise  1/2 theta D theta + (1/n) sum max(0, 1 - m_i),  m = A theta the margins, A_i = y_i (x_i, 1), D = diag(decay).
+minimize  1/2 theta D theta + (1/n) sum max(0, 1 - m_i),  m = A theta the margins, A_i = y_i (x_i, 1), D = diag(decay).
 At the minimum theta = (1/n) D^-1 sum a_i A_i, where a_i is 1 within the margin (m_i < 1), 0 beyond it (m_i > 1) and
 between them on it (m_i = 1): given which examples are where, the minimum is a linear system. `leave_out` follows it
 while examples are removed, exactly.
@@ -17,7 +17,7 @@ from quintet.papers.influence.fit.newton import Design, MarginRisk, dense_precon
 
 FALL = 0.2  # t's factor from one smooth problem to the next
 SMOOTHEST, SHARPEST = 0.3, 1e-6
-SETTLED = 3e-3  # below this t it is tried whether the smooth minimum tells who is on the margin
+SETTLED = 3e-3  # below this t the active set is tried from the smooth minimum
 PASSING = 1e-6  # tolerance of the smooth problems on the way
 NEWTON_STEPS, SET_CHANGES = 60, 15
 CLOSE = 1e-13  # gap, relative to the loss, at which the active set is right
@@ -69,7 +69,7 @@ def leave_out(rows_nd: Tensor, decay_d: Tensor, fit: HingeFit, out: Sequence[int
 def _follow(
     rows_nd: Tensor, decay_d: Tensor, fit: HingeFit, weight_n: Tensor, slope_n: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Who is within the margin and who on it, once the weights have moved from `weight_n` by `slope_n`."""
+    """Masks of the examples within the margin and on it, once the weights have moved from `weight_n` by `slope_n`."""
     within, on = fit.dual == 1, (fit.dual > 0) & (fit.dual < 1)
     margin_n, share_n = rows_nd @ fit.theta, fit.dual * weight_n  # D theta = sum of share_i A_i, share <= weight
     time = 0.0
@@ -78,7 +78,7 @@ def _follow(
         theta_slope, share_slope_on = _system(rows_nd[on], decay_d, pull_d, 0.0)
         margin_slope, share_slope = rows_nd @ theta_slope, torch.where(within, slope_n, 0.0)
         share_slope[on] = share_slope_on
-        # when each would next change its place; only what moves towards the change can
+        # when each would next change its set; only those that move towards the change can
         nearing = torch.where(on, 0.0, torch.where(within, margin_slope, -margin_slope))
         arrives = _when((margin_n - 1).abs(), nearing)
         fills = _when(weight_n - share_n, torch.where(on, share_slope - slope_n, 0.0))
@@ -96,7 +96,7 @@ def _follow(
 
 
 def _when(distance: Tensor, speed: Tensor) -> Tensor:
-    """Time to cover a distance, infinite for what stands or moves away."""
+    """Time to cover a distance, infinite for speeds of zero or less."""
     return torch.where(speed > 1e-15, distance.clamp(min=0) / speed.clamp(min=1e-15), torch.inf)
 
 
@@ -117,9 +117,9 @@ def newton(rows_nd: Tensor, decay_d: Tensor, t: float, theta: Tensor | None, tol
 
 
 def active_set(rows_nd: Tensor, decay_d: Tensor, dual_n: Tensor) -> HingeFit:
-    """The hinge's minimum from a dual near its own: solve for who is where, move who does not belong, repeat.
+    """The hinge's minimum from a dual near its own: solve for given sets, move examples, repeat.
 
-    Returns the best fit met on the way; its gap says whether it is the minimum.
+    Returns the best fit met on the way; its gap tells whether it is the minimum.
     """
     within, on = dual_n > 1 - 1e-6, (dual_n > 1e-6) & (dual_n < 1 - 1e-6)
     best: HingeFit | None = None

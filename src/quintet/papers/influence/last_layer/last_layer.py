@@ -1,4 +1,4 @@
-"""A network's last softmax layer by itself, on what it sees: all that changes where only it is free to move.
+"""A network's last softmax layer by itself, on its input features, for when only its parameters are free.
 
 WaveNet's last convolution, a captioner's words, DeepLab's classes: the loss is convex in such a layer, and a sweep over
 the data leaves the rest of the network out.

@@ -1,4 +1,4 @@
-"""Which training examples made the model say this? Influence functions for a person's eyes (Koh & Liang 2017)."""
+"""`explain`: the most helpful and harmful training examples for given queries, with pictures (Koh & Liang 2017)."""
 
 import logging
 from collections.abc import Sequence
@@ -127,7 +127,7 @@ class Explain:
 
 
 def solver_numbers(result: InfluenceResult, queries: int, train: int) -> dict[str, float]:
-    """What the scores rest on."""
+    """Properties of the solution."""
     return {
         "explain/queries": float(queries),
         "explain/train_examples": float(train),

@@ -28,7 +28,7 @@ PICKS = ("largest", "random", "both")
 
 
 class Prediction(NamedTuple):
-    """What a solver says of every training example."""
+    """A solver's prediction for every training example."""
 
     label: str  # the solver's name, with the hinge's smoothness where that is varied
     smoothness: float | None  # that the module had

@@ -11,7 +11,7 @@ from quintet.data.preview import Preview
 
 COLORS = {"helpful": "#1b7837", "harmful": "#b2182b", "query": "black"}
 TINTS = {"helpful": "#f1f8f2", "harmful": "#fbf1f2", "query": "#f5f5f5"}
-CELL, TITLE, LINE = 2.3, 0.6, 0.155  # inches: width of a card, height of what stands over it, of a line of text
+CELL, TITLE, LINE = 2.3, 0.6, 0.155  # inches: width of a card, height of its title, of a line of text
 LETTERS = 36  # of a line of text in a card
 TEXT_LINES, CAPTION_LINES, TABLE_LINES = 14, 6, 12
 

@@ -1,4 +1,4 @@
-"""A run's logistic regression and its data, to be fitted to other training labels again and again.
+"""A run's logistic regression and its data, refitted to changed training labels (section 5.4).
 
 Legend: n training examples, T test examples, p parameters, F features (a column of ones last when there is a bias).
 """

@@ -1,4 +1,4 @@
-"""What a way of retraining promises: new parameters for each example left out, one by one, as they are finished."""
+"""The interface of all methods of retraining: new parameters for each example left out, as they are finished."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol

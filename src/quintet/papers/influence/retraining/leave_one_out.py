@@ -1,7 +1,7 @@
-"""Leave-one-out retraining, what influence functions predict: the true change of losses when an example was not there.
+"""Leave-one-out retraining: the true change of losses without an example, which influence functions predict.
 
 Warm-started at the trained parameters and resumable. A control is retrained in the same way with all examples, and the
-change is counted from it: what training on would have changed anyway is not put down to the removal.
+change is counted from it: so what more training changes anyway is not attributed to the removal.
 Legend: K removals, M measured losses, p parameters.
 """
 
@@ -62,7 +62,7 @@ class RetrainConfig:
 
 @dataclass(frozen=True)
 class Retraining:
-    """What leaving each example out does."""
+    """The effect of leaving each example out."""
 
     removals: list[int]  # positions in the training examples
     delta_test_loss: Tensor  # (K, M) change of each loss against the control's; > 0: removing it raises the loss
@@ -144,9 +144,9 @@ def checked(removals: Sequence[int], count: int) -> list[int]:
     if outside:
         raise UserError(f"cannot leave out example {outside[0]}: there are {count} training examples, counted from 0")
     if len(set(wanted)) < len(wanted):
-        raise UserError("an example is to be left out twice: name each once")
+        raise UserError("an example is listed twice among those to leave out: list each once")
     if count < 2:
-        raise UserError("there is one training example: nothing is left without it")
+        raise UserError("there is only one training example: it cannot be left out")
     return wanted
 
 
@@ -165,7 +165,7 @@ def build_refit(config: RetrainConfig, risk: EmpiricalRisk) -> tuple[str, Refit]
         why = "has no gradient at its corner: use auto or hinge" if corner else "is not the hinge: use auto or newton"
         raise UserError(f"retrain.method={method}: the loss of {name} {why}")
     if risk.dtype != torch.float64 and method == "lbfgs":
-        log.warning("retraining in %s, whose gradients are good to about 1e-6 only: see model.dtype", risk.dtype)
+        log.warning("retraining in %s, whose gradients are accurate to about 1e-6 only: see model.dtype", risk.dtype)
     if method == "newton":
         return method, ChordNewton(config.tolerance, max_iterations=config.max_iterations)
     if method == "lbfgs":

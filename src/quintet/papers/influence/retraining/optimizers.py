@@ -90,7 +90,7 @@ class Adam:
                 yield Refitted(removal, theta.clone(), float(gradient_p.norm()), self.steps)
 
     def _train(self, risk: EmpiricalRisk, removals: Sequence[Removal]) -> Tensor:
-        """Parameters (K, p) after all steps; Adam takes each number alone, so that K of them are one optimiser's."""
+        """Parameters (K, p) after all steps; Adam is elementwise, so that one optimizer holds K vectors."""
         theta_kp = risk.theta.repeat(len(removals), 1).requires_grad_()
         optimizer = torch.optim.Adam([theta_kp], lr=self.lr)
         left_k1 = torch.tensor([-1 if removal is None else removal for removal in removals])[:, None]

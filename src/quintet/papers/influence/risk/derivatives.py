@@ -1,4 +1,4 @@
-"""First and second derivatives of per-example losses in the parameters, by the fastest route a model allows.
+"""First and second derivatives of per-example losses in the parameters, in the fastest mode that a model allows.
 
 `forward` pushes tangents through the model (torch.func jvp under vmap): nothing per example is ever held. `reverse`
 needs only that the loss can be differentiated twice by ordinary autograd, which custom kernels and data-dependent
@@ -82,7 +82,7 @@ class ReverseMode:
 
 
 def _backward(output: Tensor, of: Tensor, weight: Tensor, again: bool) -> Tensor:
-    # a loss that is linear in the parameters has no second derivative: autograd says so with None
+    # a loss that is linear in the parameters has no second derivative, for which autograd returns None
     (found,) = torch.autograd.grad(output, of, weight, retain_graph=again, allow_unused=True)
     return torch.zeros_like(of) if found is None else found
 
@@ -115,11 +115,11 @@ class Derivatives:
         )
 
 
+UNSUPPORTED = (RuntimeError, NotImplementedError, ValueError, TypeError, AssertionError)  # what torch.func may raise
+
+
 def _agree(forward: ForwardMode, reverse: ReverseMode, name: str, *arguments: Any) -> bool:
     """Whether forward mode runs and gives what reverse mode gives: a kernel's tangent may differ from its gradient."""
     try:
         found = getattr(forward, name)(*arguments)
-    except (RuntimeError, NotImplementedError, ValueError, TypeError, AssertionError):  # what torch.func refuses with
-        return False
-    wanted = getattr(reverse, name)(*arguments)
-    return bool((found - wanted).norm() <= 1e-3 * wanted.norm() + 1e-12)
+    except UNSUPPORTED:

@@ -79,7 +79,7 @@ class KroneckerCurvature:
 
 
 class LayerTape:
-    """Watches the layers of a module while losses are computed, and reads their per-example inputs and gradients.
+    """Records per-example inputs and output gradients of a module's layers while losses are computed.
 
     Only layers whose weight is chosen are watched; a bias that is not chosen is left out.
     """
@@ -130,7 +130,7 @@ def positions(layer: nn.Module, given: Tensor, gradient: Tensor, with_bias: bool
 
 
 def patches(layer: nn.Conv1d | nn.Conv2d, given: Tensor) -> Tensor:
-    """What each output position of a convolution sees, (B, T, F), in the order of its weight."""
+    """The input patch of each output position of a convolution, (B, T, F), in the order of its weight."""
     flat = layer.kernel_size if len(layer.kernel_size) == 2 else (1, *layer.kernel_size)
     if isinstance(layer, nn.Conv1d):
         given = given.unsqueeze(2)
@@ -178,7 +178,7 @@ def fit_factors(risk: Any, generator: torch.Generator) -> list[KroneckerFactor]:
 
 
 def condensed(parts: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-    """Inputs and slopes of a layer's calls -> the same gradients (B, O, F), sums of s^T a, by as few numbers as any."""
+    """Inputs and slopes of a layer's calls -> the same gradients (B, O, F), sums of s^T a, in the most compact form."""
     features, outputs = parts[0][0].shape[2], parts[0][1].shape[2]
     if sum(inputs.shape[1] for inputs, _ in parts) * (features + outputs) <= features * outputs:
         return parts

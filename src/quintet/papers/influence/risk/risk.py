@@ -1,6 +1,6 @@
 """The empirical risk of a trained model over its training examples, and its derivatives in the chosen parameters.
 
-Koh & Liang 2017, section 2: theta minimises R(theta) = (1/n) sum L(z_i, theta), where L includes the L2 term.
+Koh & Liang 2017, section 2: theta minimizes R(theta) = (1/n) sum L(z_i, theta), where L includes the L2 term.
 Legend: n training examples, B of a batch, K vectors, p chosen parameters.
 """
 
@@ -208,7 +208,7 @@ def has_recurrence(module: nn.Module) -> bool:
 
 
 def weight_decay(module: nn.Module) -> float:
-    """lambda that only the optimiser knows: Adam's weight decay is the gradient of an L2 term, AdamW's is not."""
+    """lambda that only the optimizer knows: Adam's weight decay is the gradient of an L2 term, AdamW's is not."""
     config = getattr(module, "optimizer_config", None)
     return 0.0 if getattr(config, "name", None) == "adamw" else float(getattr(config, "weight_decay", 0.0))
 

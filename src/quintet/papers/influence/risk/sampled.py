@@ -1,4 +1,7 @@
-"""A linear model's Hessian from a sample of its examples, factored: it makes conjugate gradients short.
+"""Preconditioners for conjugate gradients: a linear model's Hessian estimated from a sample of its examples.
+
+With one query on MNIST (n = 55,000, p = 7,840) 10 iterations instead of EK-FAC's 44, 2.8 s instead of 9.3 s; with 100
+queries 8 instead of 11, 31 s instead of 38 s.
 
 Features are turned to the eigenbasis of their second moment, weighted by curvature, and outputs to that of the mean D
 (see linear_risk.py). There the leading features get the whole matrix over all outputs, by a Cholesky factor, and the
@@ -14,10 +17,10 @@ from torch import Tensor
 
 POSITIONS = 16384  # drawn for a softmax layer's Hessian, which is taken whole
 DENSE = 20_000  # parameters above which it is not: the whole of WaveNet's last layer is 16,640
-EXAMPLES = 8192  # m; all of them where there are no more
+EXAMPLES = 8192  # m; all of them if there are fewer
 COARSE = 2560  # at most C * r
 LEADING = 0.1  # features whose mean curvature is above that part of the ridge lead
-OUTPUTS = 32  # C above which the matrix over all outputs is not worth its price
+OUTPUTS = 32  # above so many outputs the matrix over all of them costs more than it saves
 FLOOR = 1e-6  # of the largest curvature: no less anywhere
 
 

@@ -1,6 +1,6 @@
 """Conjugate gradients for many right-hand sides at once, preconditioned by a sampled Hessian or by EK-FAC.
 
-The block form with a QR factorisation in each step (Dubrulle 2001, "BCGrQ") shares one Krylov space between all
+The block form with a QR factorization in each step (Dubrulle 2001, "BCGrQ") shares one Krylov space between all
 right-hand sides and stays stable when some of them have converged. One right-hand side is ordinary CG.
 """
 
@@ -19,7 +19,7 @@ from quintet.papers.influence.solvers.ekfac import curvature_of
 from quintet.papers.influence.solvers.interface import InverseHessian, Root, Solver, indefinite
 
 log = logging.getLogger(__name__)
-TELL = 60.0  # seconds between two lines that say how far it is
+LOG_INTERVAL = 60.0  # seconds
 PRECONDITIONERS = ("sampled", "ekfac", "none", "auto")
 
 
@@ -98,7 +98,7 @@ class Iterative(InverseHessian):
         norm_k = right_kp.norm(dim=1).clamp(min=1e-30)
         x_pk, direction_pk = torch.zeros_like(right_kp.T), basis_pk
         tolerance = max(self.settings.tolerance, 10 * torch.finfo(right_kp.dtype).eps)
-        iterations, told = 0, time.monotonic()
+        iterations, last_logged = 0, time.monotonic()
         while iterations < self.settings.max_iterations:
             iterations += 1
             image_pk = self._times(direction_pk.T).T
@@ -113,8 +113,8 @@ class Iterative(InverseHessian):
             left = float((size_kk.norm(dim=0) / norm_k).max())
             if left <= tolerance:
                 break
-            if time.monotonic() - told >= TELL:
-                told = time.monotonic()
+            if time.monotonic() - last_logged >= LOG_INTERVAL:
+                last_logged = time.monotonic()
                 log.info("conjugate gradients: %d iterations, residual %.2g, wanted %.2g", iterations, left, tolerance)
             direction_pk = basis_pk + direction_pk @ turn_kk.T
         return x_pk.T.contiguous(), iterations

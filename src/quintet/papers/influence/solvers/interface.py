@@ -1,4 +1,4 @@
-"""What every solver promises: x = (H + damping I)^-1 v for many v at once, with an account of how well."""
+"""The interface of all solvers: x = (H + damping I)^-1 v for many v at once, with the residual reached."""
 
 import time
 from abc import ABC, abstractmethod
@@ -36,7 +36,7 @@ class Root(Protocol):
 
 
 class InverseHessian(ABC):
-    """What a solver has prepared for one risk: a factorisation, a preconditioner, a subspace."""
+    """What a solver prepares once for a risk: a factorization, a preconditioner, a subspace."""
 
     def __init__(self, risk: EmpiricalRisk, damping: float, residual: bool = True) -> None:
         self.risk, self.damping, self.residual = risk, damping, residual

@@ -55,7 +55,7 @@ class Series(InverseHessian):
         self.settings = settings
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.parts: list[LinearBatch] = []
-        if isinstance(risk, LinearRisk) and ranks()[1] == 1:  # linearised once: a draw is then a look-up
+        if isinstance(risk, LinearRisk) and ranks()[1] == 1:  # linearized once: a draw is then a look-up
             self.parts = [batch for _, batch in risk.batches()]
             self.decay_p = risk.penalty_hvp(torch.ones_like(risk.theta)[None])[0]  # the L2 term's Hessian is diagonal
         self.scale = settings.scale or 1.25 * self._largest_eigenvalue()
