@@ -58,7 +58,11 @@ class LinearRisk(OneLayer):
             parts = self.module.linear_parts(batch)
             design_bf = self.with_ones(parts.design)
             z_bc = design_bf @ self.matrix(self.theta[None])[0].T
-            slope_bc, pull = vjp(grad(lambda outputs_bc: parts.losses(outputs_bc).sum()), z_bc)[:2]
+
+            def total_loss(outputs_bc: Tensor) -> Tensor:
+                return parts.losses(outputs_bc).sum()
+
+            slope_bc, pull = vjp(grad(total_loss), z_bc)[:2]
             rows = [pull(axis.expand_as(z_bc))[0] for axis in torch.eye(z_bc.shape[1]).to(z_bc)]
             return LinearBatch(design_bf, parts.losses(z_bc), slope_bc, torch.stack(rows, 1))
 
