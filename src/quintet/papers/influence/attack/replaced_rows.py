@@ -1,6 +1,6 @@
 """Binary logistic regression refitted after some training rows were replaced, for many sets of replacements at once.
 
-The minimum of a set lies near that of the unchanged training set, so that the inverse Hessian there preconditions
+The minimum of a set is near that of the unchanged training set, so that the inverse Hessian there preconditions
 Newton's method for all sets (fit/newton.py). A set's replacements are further rows that only this set counts.
 Legend: n training examples, p parameters (a bias is the last), M sets, R replaced rows of all sets.
 """

@@ -132,7 +132,7 @@ def active_set(rows_nd: Tensor, decay_d: Tensor, dual_n: Tensor) -> HingeFit:
             best = found
         if found.gap < CLOSE:
             break
-        # primal-dual active set (Hintermueller, Ito and Kunisch 2003): who is on the margin leaves it where a leaves
+        # primal-dual active set (Hintermueller, Ito and Kunisch 2003): an example leaves the margin where a leaves
         # [0, 1]; the others come to it where they would have crossed it
         slack = 1 - rows_nd @ theta
         leaves_in, leaves_out = on & (dual_n > 1), on & (dual_n < 0)

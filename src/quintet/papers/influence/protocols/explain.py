@@ -30,7 +30,7 @@ class Explain:
 
     queries: how many, drawn by `seed`, or their indices in `split`. params: names or patterns of the parameters that
     removing an example would move; the others count as fixed. max_train: only so many training examples, drawn by
-    `seed`, stand for all. aggregate=group adds up what belongs together: the windows of an utterance.
+    `seed`, represent all. aggregate=group adds up what belongs together: the windows of an utterance.
     Writes under <run_dir>/explain: influence.csv, scores.npz (all of them), query_<index>.png and, for audio, .wav;
     by_label.png where examples have labels and there are not too many of them.
     """

@@ -46,8 +46,8 @@ class RbfVsNetwork:
 
     `run=` is one of the two, other_run the other; other_root: where that one's data is now. test_index: the test image
     that is shown; null: the first of `queries`, over which medians are taken. They are drawn by `seed` of those that
-    both models get right and that lie within the SVM's margin: beyond it the hinge is 0, and nothing has influence.
-    smoothness: t of the SmoothHinge that stands for the SVM's hinge (section 4.3).
+    both models get right and that are within the SVM's margin: beyond it the hinge is 0, and nothing has influence.
+    smoothness: t of the SmoothHinge used in place of the SVM's hinge (section 4.3).
     Writes rbf_vs_network/influence.csv, queries.csv and figure.png under `run_dir`.
     """
 
@@ -214,7 +214,7 @@ def distances(datamodule: Any, split: str, queries: Sequence[int]) -> NDArray:
 
 
 def described(delta_n: NDArray, touched_n: NDArray, distance_n: NDArray, like_n: NDArray) -> dict[str, float]:
-    """How the size of influence goes with distance, and what of it is whose.
+    """Relation of influence to distance, by the class of the training image.
 
     touched_n: has a loss; the others have the influence of the L2 term only, the same for all. like_n: is of the test
     example's class. near_over_far: mean size in the nearest tenth over that in the farthest.

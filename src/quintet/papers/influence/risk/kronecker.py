@@ -71,11 +71,11 @@ class KroneckerCurvature:
                 found[:, place] = result_kof[:, :, -1]
         return found
 
-    def root(self, vectors_kp: Tensor) -> Tensor:
+    def sqrt(self, vectors_kp: Tensor) -> Tensor:
         """R of (curvature + ridge)^-1 = R R^T."""
         return self.power(vectors_kp, -0.5)
 
-    root_transposed = root
+    sqrt_transposed = sqrt
 
 
 class LayerTape:

@@ -68,7 +68,7 @@ class EmpiricalRisk:
 
     @property
     def derivatives(self) -> Derivatives:
-        """How derivatives are taken, found out on the first examples (one, where one is all that a batch holds)."""
+        """Derivatives in the mode that works on the first examples (one, where a batch holds only one)."""
         if self._derivatives is None:
             with self._quiet():
                 few = self.read(self.train, slice(0, min(3, self.batch_size)))

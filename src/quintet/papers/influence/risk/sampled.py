@@ -33,7 +33,7 @@ class Sample(NamedTuple):
 
 
 class SampledCurvature:
-    """M, near the Hessian + damping I of a LinearRisk, by a root: M^-1 = R R^T."""
+    """Preconditioner for a LinearRisk; see `Preconditioner`."""
 
     def __init__(self, risk: Any, damping: float, seed: int) -> None:
         self.risk = risk
@@ -84,13 +84,13 @@ class SampledCurvature:
         largest = float(curve_ct.abs().max()) if curve_ct.numel() else 1.0
         self.rest = curve_ct.clamp(min=FLOOR * largest).rsqrt()
 
-    def root(self, vectors_kp: Tensor) -> Tensor:
+    def sqrt(self, vectors_kp: Tensor) -> Tensor:
         """R times each vector, (K, p)."""
         turned_kcf = vectors_kp.unflatten(1, (self.risk.num_outputs, -1))
         scaled_kcf = self._scaled(turned_kcf, self.leading)
         return self.risk.vector(self.basis_out @ (scaled_kcf @ self.basis_in.T))
 
-    def root_transposed(self, vectors_kp: Tensor) -> Tensor:
+    def sqrt_transposed(self, vectors_kp: Tensor) -> Tensor:
         """R^T times each vector, (K, p)."""
         turned_kcf = self.basis_out.T @ (self.risk.matrix(vectors_kp) @ self.basis_in)
         return self._scaled(turned_kcf, self.leading.T).flatten(1)
@@ -103,7 +103,7 @@ class SampledCurvature:
 
 
 class SampledHessian:
-    """M, near the Hessian + damping I of a risk with `sampled_hessian`, whole; M^-1 = R R^T by its Cholesky factor."""
+    """Preconditioner for a risk with `sampled_hessian`: the whole estimated matrix, by its Cholesky factor."""
 
     def __init__(self, risk: Any, damping: float, seed: int) -> None:
         self.risk = risk
@@ -122,12 +122,12 @@ class SampledHessian:
         """Whether the risk can draw a Hessian, and has few parameters."""
         return hasattr(risk, "sampled_hessian") and risk.num_params <= DENSE
 
-    def root(self, vectors_kp: Tensor) -> Tensor:
+    def sqrt(self, vectors_kp: Tensor) -> Tensor:
         """R times each vector, (K, p)."""
         solved_pk = torch.linalg.solve_triangular(self.factor.T, vectors_kp.T, upper=True)
         return self.risk.vector(solved_pk.T.unflatten(1, (self.risk.num_outputs, -1)))
 
-    def root_transposed(self, vectors_kp: Tensor) -> Tensor:
+    def sqrt_transposed(self, vectors_kp: Tensor) -> Tensor:
         """R^T times each vector, (K, p)."""
         flat_pk = self.risk.matrix(vectors_kp).flatten(1).T
         return torch.linalg.solve_triangular(self.factor, flat_pk, upper=False).T

@@ -16,7 +16,7 @@ from quintet.common.errors import UserError
 from quintet.papers.influence.risk.risk import EmpiricalRisk
 from quintet.papers.influence.risk.sampled import SampledCurvature, SampledHessian
 from quintet.papers.influence.solvers.ekfac import curvature_of
-from quintet.papers.influence.solvers.interface import InverseHessian, Root, Solver, indefinite
+from quintet.papers.influence.solvers.interface import InverseHessian, Preconditioner, Solver, indefinite
 
 log = logging.getLogger(__name__)
 LOG_INTERVAL = 60.0  # seconds
@@ -48,10 +48,9 @@ class ConjugateGradient(Solver):
             raise UserError("solver.max_iterations must be at least 1 and solver.tolerance above 0")
 
     def prepare(self, risk: EmpiricalRisk) -> "Iterative":
-        return Iterative(risk, self, self._root(risk))
+        return Iterative(risk, self, self._preconditioner(risk))
 
-    def _root(self, risk: EmpiricalRisk) -> Root | None:
-        """The preconditioner's; None for none."""
+    def _preconditioner(self, risk: EmpiricalRisk) -> Preconditioner | None:
         for sampled in (SampledCurvature, SampledHessian):
             if self.preconditioner in ("sampled", "auto") and sampled.applies(risk):
                 return sampled(risk, self.damping, self.seed)
@@ -73,24 +72,24 @@ class ConjugateGradient(Solver):
 class Iterative(InverseHessian):
     """The operator H + damping I and its preconditioner."""
 
-    def __init__(self, risk: EmpiricalRisk, settings: ConjugateGradient, root: Root | None) -> None:
+    def __init__(self, risk: EmpiricalRisk, settings: ConjugateGradient, preconditioner: Preconditioner | None) -> None:
         super().__init__(risk, settings.damping)
-        self.settings, self.root = settings, root
+        self.settings, self.preconditioner = settings, preconditioner
 
     def apply(self, vectors_kp: Tensor) -> tuple[Tensor, int]:
-        x_kp, iterations = self._iterate(self._root_transposed(vectors_kp))
-        return self._root(x_kp), iterations
+        x_kp, iterations = self._iterate(self._sqrt_transposed(vectors_kp))
+        return self._sqrt(x_kp), iterations
 
-    def _root(self, vectors_kp: Tensor) -> Tensor:
-        return vectors_kp if self.root is None else self.root.root(vectors_kp)
+    def _sqrt(self, vectors_kp: Tensor) -> Tensor:
+        return vectors_kp if self.preconditioner is None else self.preconditioner.sqrt(vectors_kp)
 
-    def _root_transposed(self, vectors_kp: Tensor) -> Tensor:
-        return vectors_kp if self.root is None else self.root.root_transposed(vectors_kp)
+    def _sqrt_transposed(self, vectors_kp: Tensor) -> Tensor:
+        return vectors_kp if self.preconditioner is None else self.preconditioner.sqrt_transposed(vectors_kp)
 
     def _times(self, directions_kp: Tensor) -> Tensor:
         """R^T (H + damping I) R."""
-        inner_kp = self._root(directions_kp)
-        return self._root_transposed(self.risk.hvp(inner_kp) + self.damping * inner_kp)
+        inner_kp = self._sqrt(directions_kp)
+        return self._sqrt_transposed(self.risk.hvp(inner_kp) + self.damping * inner_kp)
 
     def _iterate(self, right_kp: Tensor) -> tuple[Tensor, int]:
         """Block CG on the preconditioned system; the residual is always residual_pk = basis_pk @ size_kk."""
@@ -121,7 +120,7 @@ class Iterative(InverseHessian):
 
     def _negative(self, direction_pk: Tensor, curvature_kk: Tensor) -> UserError:
         """The most negative curvature of H + damping I in the space of the directions."""
-        original_pk = self._root(direction_pk.T).T
+        original_pk = self._sqrt(direction_pk.T).T
         _, triangle_kk = torch.linalg.qr(original_pk)
         inverse_kk = torch.linalg.pinv(triangle_kk)
         lowest = torch.linalg.eigvalsh(inverse_kk.T @ (curvature_kk + curvature_kk.T) @ inverse_kk / 2)[0]

@@ -25,13 +25,13 @@ class Solution:
     seconds: float
 
 
-class Root(Protocol):
-    """R for a preconditioner M with M^-1 = R R^T."""
+class Preconditioner(Protocol):
+    """M, near the Hessian + damping I, as R with M^-1 = R R^T: a square root of the inverse."""
 
-    def root(self, vectors_kp: Tensor) -> Tensor:
+    def sqrt(self, vectors_kp: Tensor) -> Tensor:
         """R times each vector, (K, p)."""
 
-    def root_transposed(self, vectors_kp: Tensor) -> Tensor:
+    def sqrt_transposed(self, vectors_kp: Tensor) -> Tensor:
         """R^T times each vector, (K, p)."""
 
 
