@@ -43,8 +43,8 @@ class RetrainConfig:
     method: str = "auto"
     tolerance: float = 1e-8
     max_iterations: int = 1000
-    steps: int = 1000
-    lr: float = 1e-5
+    steps: int = 30_000
+    lr: float = 1e-6
     batch_size: int = 500
     together: int = 1
     seed: int = 0

@@ -72,8 +72,8 @@ class Adam:
     together: removals that take each step at once, which a GPU likes; the model's operations must allow vmap.
     """
 
-    steps: int = 1000
-    lr: float = 1e-5
+    steps: int = 30_000
+    lr: float = 1e-6
     batch_size: int = 500
     together: int = 1
     seed: int = 0
