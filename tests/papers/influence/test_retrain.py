@@ -298,7 +298,7 @@ def test_what_was_kept_is_for_the_same_question_only(other, tmp_path):
         ([], "no example to leave out"),
         ([40], "cannot leave out example 40: there are 40 training examples"),
         ([3, -1], "cannot leave out example -1"),
-        ([3, 3], "left out twice"),
+        ([3, 3], "listed twice among those to leave out"),
     ],
 )
 def test_removals_that_are_refused(removals, message):
@@ -307,7 +307,7 @@ def test_removals_that_are_refused(removals, message):
 
 
 def test_the_only_example_cannot_be_left_out():
-    with pytest.raises(UserError, match="nothing is left without it"):
+    with pytest.raises(UserError, match="it cannot be left out"):
         leave_one_out(Softmax(linear=True), examples(0, 1), examples(7, 1), [0])
 
 
