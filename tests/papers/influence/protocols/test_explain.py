@@ -254,7 +254,7 @@ def test_sounds_are_written_and_a_group_is_all_its_windows(tmp_path, no_pictures
         ({"max_train": 25}, r"protocol\.max_train=25: there are 24 examples"),
         ({"top": 0}, r"protocol\.top=0"),
         ({"aggregate": "speaker"}, r"protocol\.aggregate='speaker': choose example or group"),
-        ({"params": "head.*"}, r"matches no parameter: choose of weight, bias"),
+        ({"params": "head.*"}, r"matches no parameter: choose from weight, bias"),
     ],
 )
 def test_impossible_requests(tmp_path, options, message):
