@@ -308,7 +308,7 @@ def test_the_command_line_explains_a_run(monkeypatch, run, capsys):
     ("argument", "message"),
     [
         ("protocol.queries=[4]", "protocol.queries has index 4: the test split has 4 examples"),
-        ("protocol.params=network.haed.*", "matches no parameter: choose of network.bias, "),
+        ("protocol.params=network.haed.*", "matches no parameter: choose from network.bias, "),
         ("protocol.aggregate=group", "belong to no group"),
         ("protocol.tops=3", "did you mean top?"),
         ("solver.dampnig=3", "did you mean damping?"),
