@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from benchmarks.influence.ours import classifier, examples
 from benchmarks.influence.peers import Clock, measure
 from benchmarks.influence.problem import Problem, residuals
-from quintet.papers.influence.retrain.retrain import RetrainConfig, leave_one_out
+from quintet.papers.influence.retraining.leave_one_out import RetrainConfig, leave_one_out
 
 
 def ours(problem: Problem, removals: list[int], tolerance: float, seen: dict) -> Tensor:

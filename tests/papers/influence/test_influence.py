@@ -147,7 +147,7 @@ def test_perturbation_is_the_mixed_derivative():
 
 def test_tokens_cannot_be_perturbed():
     batch = data()._replace(inputs=torch.ones(40, 5, dtype=torch.int64))
-    with pytest.raises(UserError, match=r"ExampleBatch\.inputs is no tensor of real numbers"):
+    with pytest.raises(UserError, match=r"ExampleBatch\.inputs is not a floating-point tensor"):
         perturbation_influence(EmpiricalRisk(Softmax(), examples()), batch, torch.zeros(15))
 
 

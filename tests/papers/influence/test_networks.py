@@ -7,18 +7,18 @@ from scipy.signal import correlate
 from torch.func import functional_call, grad, jvp, vmap
 
 from quintet.common.errors import UserError
-from quintet.papers.influence.classifiers.network import AllCnn, Linear, NetworkConfig
+from quintet.papers.influence.classifiers.network import AllCnn, ClassifierConfig, Linear
 
 
 def test_the_papers_network_has_2616_parameters():
-    network = AllCnn(NetworkConfig(kind="all_cnn"), (1, 28, 28), 10, torch.float64)
+    network = AllCnn(ClassifierConfig(kind="all_cnn"), (1, 28, 28), 10, torch.float64)
     assert sum(p.numel() for p in network.parameters()) == 2616
     assert network(torch.rand(2, 1, 28, 28, dtype=torch.float64)).shape == (2, 10)
 
 
 def test_all_cnn_by_scipy():
     torch.manual_seed(0)
-    config = NetworkConfig(kind="all_cnn", channels=(2, 3), strides=(1, 2))
+    config = ClassifierConfig(kind="all_cnn", channels=(2, 3), strides=(1, 2))
     network, image = AllCnn(config, (1, 6, 6), 4, torch.float64), torch.rand(1, 6, 6, dtype=torch.float64)
     maps = image.numpy()
     for layer, stride in zip(network.convolutions[::2], (1, 2, 1), strict=True):
@@ -34,7 +34,7 @@ def test_all_cnn_by_scipy():
 
 def test_initial_weights_are_cut_normals_of_one_over_root_fan_in():
     torch.manual_seed(0)
-    network = AllCnn(NetworkConfig(kind="all_cnn", channels=(64, 64), strides=(1, 1)), (1, 8, 8), 10, torch.float32)
+    network = AllCnn(ClassifierConfig(kind="all_cnn", channels=(64, 64), strides=(1, 1)), (1, 8, 8), 10, torch.float32)
     weight = network.convolutions[2].weight.detach()
     std = (64 * 9) ** -0.5
     assert weight.abs().max() <= 2 * std and weight.std() == pytest.approx(0.88 * std, rel=0.02)
@@ -44,7 +44,7 @@ def test_initial_weights_are_cut_normals_of_one_over_root_fan_in():
 @pytest.mark.parametrize("kind", ["linear", "all_cnn"])
 def test_hessian_vector_products_and_example_gradients(kind):
     torch.manual_seed(0)
-    config = NetworkConfig(kind=kind, channels=(2, 2), strides=(1, 2))
+    config = ClassifierConfig(kind=kind, channels=(2, 2), strides=(1, 2))
     make = {"linear": lambda: Linear(25, 3, True, torch.float64),
             "all_cnn": lambda: AllCnn(config, (1, 5, 5), 3, torch.float64)}  # fmt: skip
     network, images = make[kind](), torch.rand(4, 1, 5, 5, dtype=torch.float64)
@@ -74,12 +74,12 @@ def test_a_linear_network_starts_at_zero_and_has_a_bias_if_told():
 
 def test_refusals():
     with pytest.raises(UserError, match=r"model\.network\.kind='resnet' is unknown: use one of linear, all_cnn, rbf"):
-        NetworkConfig(kind="resnet")
+        ClassifierConfig(kind="resnet")
     with pytest.raises(UserError, match=r"channels and \.strides"):
-        NetworkConfig(channels=(8, 8), strides=(1,))
+        ClassifierConfig(channels=(8, 8), strides=(1,))
     with pytest.raises(UserError, match=r"kernel_size=4 must be odd"):
-        NetworkConfig(kernel_size=4)
+        ClassifierConfig(kernel_size=4)
     with pytest.raises(UserError, match=r"gamma must be above 0"):
-        NetworkConfig(gamma=0.0)
+        ClassifierConfig(gamma=0.0)
     with pytest.raises(UserError, match=r"all_cnn needs images \(C, H, W\), the data has \[784\]"):
-        AllCnn(NetworkConfig(kind="all_cnn"), (784,), 10, torch.float64)
+        AllCnn(ClassifierConfig(kind="all_cnn"), (784,), 10, torch.float64)

@@ -11,14 +11,14 @@ from quintet.common.errors import UserError
 from quintet.harness.resume.checkpoint import LastCheckpoint
 from quintet.papers.influence.classifiers import rbf
 from quintet.papers.influence.classifiers.module import ClassifierModule
-from quintet.papers.influence.classifiers.network import NetworkConfig
+from quintet.papers.influence.classifiers.network import ClassifierConfig
 from quintet.papers.influence.classifiers.rbf import RbfMachine
 
 GAMMA, L2 = 0.3, 0.02
 
 
 def machine(inputs, **more):
-    config = NetworkConfig(kind="rbf", gamma=GAMMA, **more)
+    config = ClassifierConfig(kind="rbf", gamma=GAMMA, **more)
     found = RbfMachine(config, len(inputs), inputs.flatten(1).shape[1], 1, torch.float64)
     found.fill(inputs)
     return found

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from tables import Tables, blobs, classifier, fit, pictures
 
 from quintet.common.errors import UserError
-from quintet.papers.influence.retrain.relabel import Relabelled
+from quintet.papers.influence.retraining.changed_labels import Relabelled
 from quintet.papers.influence.solvers.cg import ConjugateGradient
 from quintet.papers.influence.solvers.direct import Direct
 

@@ -24,7 +24,7 @@ def case(request):
     build, kind, mode = ROUTES[request.param]
     module = build()
     risk = make_risk(module, examples(), batch_size=7)
-    assert type(risk) is kind and (mode is None or set(risk.mode.routes.values()) == mode)
+    assert type(risk) is kind and (mode is None or set(risk.derivatives.ad_mode.values()) == mode)
     return module, risk
 
 
@@ -86,9 +86,9 @@ def test_a_wrong_tangent_is_noticed():
     module = Padded()
     batch = ExampleBatch(torch.tensor([[1, 2], [1, 0]]), torch.tensor([0, 1]), torch.arange(2))
     risk = EmpiricalRisk(module, Examples.of_batch(batch))
-    assert risk.mode.routes["directional"] == "reverse" == risk.mode.routes["hvp"]
+    assert risk.derivatives.ad_mode["directional"] == "reverse" == risk.derivatives.ad_mode["hvp"]
     risk = EmpiricalRisk(module, Examples.of_batch(ExampleBatch(*(part[:1] for part in batch))))
-    assert risk.mode.routes["directional"] == "forward"
+    assert risk.derivatives.ad_mode["directional"] == "forward"
 
 
 class Padded(Softmax):
@@ -111,7 +111,7 @@ def test_dropout_is_off():
 def test_bad_input():
     with pytest.raises(UserError, match="Linear has no example_losses"):
         EmpiricalRisk(torch.nn.Linear(2, 2), examples())
-    with pytest.raises(UserError, match=r"params=\['head\.\*'\] matches no parameter: choose of layer\.weight"):
+    with pytest.raises(UserError, match=r"params=\['head\.\*'\] matches no parameter: choose from layer\.weight"):
         EmpiricalRisk(Softmax(), examples(), "head.*")
     with pytest.raises(UserError, match=r"protocol\.queries has index 40: the batch split has 40 examples"):
         Examples(examples().source, "batch", [3, 40], name="protocol.queries")

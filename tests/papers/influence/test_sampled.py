@@ -20,7 +20,7 @@ def problem(bias=False, l2=0.05, count=40, batch_size=7):
 
 def inverse(risk, curvature):
     """R R^T, (p, p)."""
-    return curvature.root(curvature.root_transposed(torch.eye(risk.num_params, dtype=torch.float64)))
+    return curvature.sqrt(curvature.sqrt_transposed(torch.eye(risk.num_params, dtype=torch.float64)))
 
 
 def test_with_all_examples_and_features_it_is_the_inverse(monkeypatch):

@@ -100,7 +100,7 @@ def test_the_kronecker_eigenvalues_are_the_hessians_diagonal_in_their_basis(risk
 def test_a_sample_of_all_positions_is_the_hessian_and_solves_at_once(risks):
     plain, quick = risks
     inverse = ConjugateGradient(damping=0.2, tolerance=1e-10).prepare(quick)
-    assert isinstance(inverse.root, SampledHessian)
+    assert isinstance(inverse.preconditioner, SampledHessian)
     right = torch.randn(3, plain.num_params, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     found = inverse.solve(right)
     torch.testing.assert_close(found.vectors, Direct(damping=0.2).solve(plain, right).vectors)

@@ -238,7 +238,7 @@ def test_too_many_parameters_and_layers_that_ekfac_does_not_know():
     module.scale = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
     with pytest.raises(UserError, match=r"EK-FAC covers Linear, Conv1d and Conv2d layers .*, not scale"):
         Ekfac(damping=0.1).prepare(EmpiricalRisk(module, examples()))
-    assert ConjugateGradient().prepare(EmpiricalRisk(module, examples())).root is None  # auto goes without
+    assert ConjugateGradient().prepare(EmpiricalRisk(module, examples())).preconditioner is None  # auto goes without
 
 
 def test_float32_converges_to_its_own_rounding():

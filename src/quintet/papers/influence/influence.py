@@ -1,36 +1,38 @@
-"""Which training examples made the model say this: the influence of every one of them on every query's loss.
+"""The influence of every training example on the loss of every query.
 
 Koh & Liang 2017, equation 2: I_up,loss(z, z_test) = -grad L(z_test)^T H^-1 grad L(z); removing z changes the test loss
-by about -I_up,loss / n. Signs here say what they mean: `delta_test_loss_if_removed` > 0 is a helpful example.
+by about -I_up,loss / n. `delta_test_loss_if_removed` is that change: > 0 means that the example helps.
 Legend: Q queries, N training examples, p parameters.
 """
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from quintet.common.checkpoints import weights_digest
+from quintet.papers.influence.kept import KeptResults
 from quintet.papers.influence.last_layer.split import at_last_layer
 from quintet.papers.influence.risk.examples import Examples
 from quintet.papers.influence.risk.linear_risk import make_risk
 from quintet.papers.influence.risk.risk import EmpiricalRisk, ranks, sum_of_ranks
 from quintet.papers.influence.solvers.cg import ConjugateGradient
 from quintet.papers.influence.solvers.interface import InverseHessian, Solution, Solver
-from quintet.papers.influence.store import ScoreStore
 
 log = logging.getLogger(__name__)
+FORMAT = 1  # raise when the meaning of the kept files changes
 QUERY_BLOCK = 128  # queries solved together
-SOLVE_NUMBERS = 256 << 20  # numbers that the right-hand sides solved together may hold
-CONVERGED = 1e-4  # gradient norm above which the parameters are said not to be at a minimum
+SOLVE_NUMBERS = 256 << 20  # largest number of entries of right-hand sides solved together
+CONVERGED = 1e-4  # gradient norm above which a warning says that the parameters are not at a minimum
 
 
 @dataclass(frozen=True)
 class InfluenceResult:
-    """What `influence` found out."""
+    """The result of `influence`."""
 
     delta_test_loss_if_removed: Tensor  # (Q, N) nats (or the loss's unit); > 0: helpful
     query_losses: Tensor  # (Q,) without the L2 term
@@ -73,20 +75,22 @@ def influence(
     solver = solver or ConjugateGradient()
     module, train, queries = at_last_layer(module, params, train, queries)
     risk = make_risk(module, train, params, batch_size)
-    store = ScoreStore(cache_dir, risk, queries, solver)
-    norm = store.number("gradient_norm", lambda: float(risk.gradient().norm()))
+    kept = kept_scores(cache_dir, risk, queries, solver)
+    norm = (kept.load("gradient_norm") or {"value": float(risk.gradient().norm())})["value"]
+    kept.save("gradient_norm", {"value": norm})
     warn_unless_converged(norm, risk)
     query_losses = sweep_losses(risk, queries)
     solutions, prepared = [], None
     for block, rows in enumerate(_slices(len(queries), query_block(risk))):
-        solution = store.load_solution(block)
-        if solution is None:
+        saved = kept.load(f"solution_{block:05d}")
+        if saved is None:
             prepared = prepared or solver.prepare(risk)
-            solution = prepared.solve(gradients_of(risk, queries, rows))
-            store.save_solution(block, solution)
-        solutions.append(solution)
+            saved = vars(prepared.solve(gradients_of(risk, queries, rows)))
+            if ranks()[0] == 0:  # the solutions of all ranks are the same
+                kept.save(f"solution_{block:05d}", saved)
+        solutions.append(Solution(**saved))
     s_test = torch.cat([s.vectors for s in solutions])
-    scores, losses = sweep(risk, s_test, store)
+    scores, losses = sweep(risk, s_test, kept)
     return InfluenceResult(
         delta_test_loss_if_removed=scores,
         query_losses=query_losses,
@@ -100,12 +104,20 @@ def influence(
     )
 
 
+def kept_scores(cache_dir: Path | None, risk: EmpiricalRisk, queries: Examples, solver: Solver) -> KeptResults:
+    """Results of earlier calls with exactly these weights, parameters, examples and solver settings."""
+    settings = {"solver": type(solver).__name__, **asdict(solver)}
+    depends_on = [FORMAT, weights_digest(risk.module), risk.selection.names, risk.batch_size,
+                  risk.train.fingerprint(), queries.fingerprint(), settings]  # fmt: skip
+    return KeptResults(cache_dir, depends_on, settings | {"params": risk.selection.names})
+
+
 def warn_unless_converged(gradient_norm: float, risk: EmpiricalRisk) -> None:
-    """Influence is the first order about a minimum; say how far from one the parameters are."""
+    """Warn if the parameters are not at a minimum, which the first-order approximation assumes."""
     if gradient_norm > CONVERGED:
         log.warning(
-            "the training risk has gradient norm %.3g at these parameters (0 at a minimum, |theta| = %.3g): scores are"
-            " of the tangent there; train longer, or set solver.damping",
+            "the training risk has gradient norm %.3g at these parameters (0 at a minimum, |theta| = %.3g), so that the"
+            " scores are approximate: train longer, or set solver.damping",
             gradient_norm, float(risk.theta.norm()),
         )  # fmt: skip
 
@@ -124,29 +136,30 @@ def sweep_losses(risk: EmpiricalRisk, examples: Examples) -> Tensor:
         return torch.cat([risk.losses(risk.theta, batch) for _, batch in batches]).cpu()
 
 
-def sweep(risk: EmpiricalRisk, s_test_qp: Tensor, store: ScoreStore | None = None) -> tuple[Tensor, Tensor]:
+def sweep(risk: EmpiricalRisk, s_test_qp: Tensor, kept: KeptResults | None = None) -> tuple[Tensor, Tensor]:
     """s_test . grad L(z_i) / n for all training examples, (Q, N), L2 term included, and their losses (N,)."""
     scores_qn = torch.zeros(len(s_test_qp), len(risk.train), dtype=risk.dtype)
     losses_n = torch.zeros(len(risk.train), dtype=risk.dtype)
     penalty_q = (s_test_qp @ risk.penalty_gradient()).cpu()
     for place, batch in risk.batches():
-        found = store.load_chunk(place) if store else None
+        name = f"scores_{place.start:09d}"
+        found = kept.load(name) if kept else None
         if found is None:
-            found = risk.directional(batch, s_test_qp).cpu(), risk.batch_losses(batch).cpu()
-            if store:
-                store.save_chunk(place, *found)
-        scores_qn[:, place], losses_n[place] = found[0] + penalty_q[:, None], found[1]
+            found = {"scores": risk.directional(batch, s_test_qp).cpu(), "losses": risk.batch_losses(batch).cpu()}
+            if kept:
+                kept.save(name, found)
+        scores_qn[:, place], losses_n[place] = found["scores"] + penalty_q[:, None], found["losses"]
     if ranks()[1] > 1:
         scores_qn, losses_n = (sum_of_ranks(t.to(risk.device)).cpu() for t in (scores_qn, losses_n))
     return scores_qn / len(risk.train), losses_n
 
 
 def self_influence(risk: EmpiricalRisk, inverse: InverseHessian) -> Tensor:
-    """grad L(z_i)^T (H + damping I)^-1 grad L(z_i) / n of every training example, (N,): how much it made its own loss.
+    """grad L(z_i)^T (H + damping I)^-1 grad L(z_i) / n of every training example, (N,): its influence on its own loss.
 
     Section 5.4 orders examples by it to find wrong labels. The L2 term is in the gradients.
     """
-    # every rank takes all examples: they share the products with the Hessian, which want the same vectors everywhere
+    # every rank takes all examples: the ranks share the Hessian-vector products, which need the same vectors everywhere
     found = []
     for rows in _slices(len(risk.train), max(1, min(risk.batch_size, SOLVE_NUMBERS // risk.num_params))):
         gradients_bp = gradients_of(risk, risk.train, rows) + risk.penalty_gradient()

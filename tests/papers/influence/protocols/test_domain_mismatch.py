@@ -210,7 +210,7 @@ def test_ranks_count_both_signs():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"feature": "age=[0-11)"}, r"protocol\.feature='age=\[0-11\)' is no feature: did you mean age=\[0-10\)"),
+        ({"feature": "age=[0-11)"}, r"protocol\.feature='age=\[0-11\)' is not a feature of the data: did you mean"),
         ({"value": 7}, r"protocol\.feature=age=\[0-10\) is 7 for 0 of 380 training examples"),
         ({"query": 600}, r"protocol\.query has index 600: the test split has 600 examples, counted from 0"),
         ({"query": -1}, r"protocol\.query has index -1"),

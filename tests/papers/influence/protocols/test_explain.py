@@ -254,7 +254,7 @@ def test_sounds_are_written_and_a_group_is_all_its_windows(tmp_path, no_pictures
         ({"max_train": 25}, r"protocol\.max_train=25: there are 24 examples"),
         ({"top": 0}, r"protocol\.top=0"),
         ({"aggregate": "speaker"}, r"protocol\.aggregate='speaker': choose example or group"),
-        ({"params": "head.*"}, r"matches no parameter: choose of weight, bias"),
+        ({"params": "head.*"}, r"matches no parameter: choose from weight, bias"),
     ],
 )
 def test_impossible_requests(tmp_path, options, message):
@@ -308,7 +308,7 @@ def test_the_command_line_explains_a_run(monkeypatch, run, capsys):
     ("argument", "message"),
     [
         ("protocol.queries=[4]", "protocol.queries has index 4: the test split has 4 examples"),
-        ("protocol.params=network.haed.*", "matches no parameter: choose of network.bias, "),
+        ("protocol.params=network.haed.*", "matches no parameter: choose from network.bias, "),
         ("protocol.aggregate=group", "belong to no group"),
         ("protocol.tops=3", "did you mean top?"),
         ("solver.dampnig=3", "did you mean damping?"),

@@ -23,8 +23,8 @@ from quintet.harness.run.fit import fit
 from quintet.papers.influence.protocols import leave_one_out
 from quintet.papers.influence.protocols.leave_one_out import LeaveOneOut
 from quintet.papers.influence.protocols.scatter import Cloud, draw_clouds
-from quintet.papers.influence.retrain import chord_newton
-from quintet.papers.influence.retrain.retrain import RetrainConfig
+from quintet.papers.influence.retraining import chord_newton
+from quintet.papers.influence.retraining.leave_one_out import RetrainConfig
 from quintet.papers.influence.solvers.cg import ConjugateGradient
 from quintet.papers.influence.solvers.direct import Direct
 

@@ -21,7 +21,10 @@ def perturbation_influence(risk: EmpiricalRisk, batch: Any, s_test_p: Tensor, fi
     """
     given = getattr(batch, field, None)
     if not isinstance(given, Tensor) or not given.is_floating_point():
-        raise UserError(f"{type(batch).__name__}.{field} is no tensor of real numbers: it cannot be moved a little")
+        raise UserError(
+            f"{type(batch).__name__}.{field} is not a floating-point tensor:"
+            " the influence of a small change needs real-valued inputs"
+        )
     # inside is d/dt L(theta + t s), whose gradient in x is the mixed derivative: forward over parameters, then reverse
     with torch.enable_grad():
         x = given.detach().requires_grad_()

@@ -1,7 +1,7 @@
-"""The training-set attack of section 5.2: training images are moved by less than an 8-bit file can hold, the top layer
-of a frozen network is fitted again, and a test image that was classified right no longer is.
+"""The training-set attack of section 5.2: training images are moved by less than an 8-bit file can hold, the last layer
+of a frozen network is fitted again, and a test image that was classified right is then classified wrong.
 
-Legend: n training examples, F features, p parameters of the top layer (F, and the bias where there is one, last);
+Legend: n training examples, F features, p parameters of the last layer (F, and the bias where there is one, last);
 M attempts side by side, R images of all of them.
 """
 
@@ -17,8 +17,8 @@ from quintet.common.errors import UserError
 from quintet.data.batches import ExampleBatch
 from quintet.data.examples.features import Backbone
 from quintet.papers.influence.attack.perturb import attack_step, perturbation_influence
+from quintet.papers.influence.attack.replaced_rows import ReplacedRowFits, RowReplacements
 from quintet.papers.influence.classifiers.losses import signs
-from quintet.papers.influence.retrain.altered import Altered, AlteredFits
 from quintet.papers.influence.risk.examples import Examples, rows_of
 from quintet.papers.influence.risk.risk import EmpiricalRisk
 
@@ -52,7 +52,7 @@ class Attempt(NamedTuple):
 
 
 class Attacked(NamedTuple):
-    """What became of an attempt."""
+    """The result of an attempt."""
 
     margins: list[float]  # y theta . x of the test example after refitting: before any step, then after each
     predicted: float  # what the first step does to the test loss, to first order: sum of I_pert . move / n
@@ -69,14 +69,15 @@ class Attacked(NamedTuple):
 
 
 class PoisonedTraining:
-    """Attempts on the test examples of `split`. Errors: UserError for a model that is no logistic top layer of images.
+    """Attempts on the test examples of `split`.
 
+    Errors: UserError for a model that is not a logistic last layer on images.
     backbone: what makes the features, its gradients reach pixels in [0, 1].
     """
 
     def __init__(self, module: Any, datamodule: Any, backbone: Backbone, split: str, config: AttackConfig) -> None:
         if getattr(module, "loss", None) != "logistic":
-            raise UserError("protocol=attack refits a logistic top layer: use a run of model=binary_logistic")
+            raise UserError("protocol=attack refits a logistic last layer: use a run of model=binary_logistic")
         self.risk = EmpiricalRisk(module, Examples(datamodule, "train"))
         self.datamodule, self.config, self.backbone = datamodule, config, backbone.to(self.risk.device)
         self.train = self.risk.read(self.risk.train, slice(None))
@@ -85,11 +86,11 @@ class PoisonedTraining:
         self.query_signs = signs(self.queries.labels, self.risk.dtype)
         decay_p = self.risk.penalty_hvp(torch.ones_like(self.risk.theta)[None])[0]
         train_signs = signs(self.train.labels, self.risk.dtype)
-        self.fits = AlteredFits(rows_np, train_signs, decay_p, self.risk.theta, config.tolerance)
+        self.fits = ReplacedRowFits(rows_np, train_signs, decay_p, self.risk.theta, config.tolerance)
         self.risk.theta = self.fits.theta
 
     def design(self, features_bf: Tensor) -> Tensor:
-        """What the score is linear in, (B, p)."""
+        """The rows that the score is linear in, (B, p)."""
         features_bf = features_bf.to(self.risk.dtype)
         ones = features_bf.new_ones(len(features_bf), self.risk.num_params - features_bf.shape[1])
         return torch.cat([features_bf, ones], 1)
@@ -123,11 +124,12 @@ class PoisonedTraining:
         """I_pert of the features as I_pert of the pixels that made them."""
         return torch.autograd.grad(features_rf, images_rchw, influence_rf.to(features_rf.dtype))[0]
 
-    def s_test(self, altered: Altered, theta_mp: Tensor, queries: Sequence[int], start_mp: Tensor) -> Tensor:
+    def s_test(self, replacements: RowReplacements, theta_mp: Tensor, queries: Sequence[int],
+               start_mp: Tensor) -> Tensor:  # fmt: skip
         """H^-1 grad L(z_test) of each attempt at its own minimum, (M, p)."""
         sign_m, rows_mp = self.query_signs[queries], self.query_rows[queries]
         slope_m = -sign_m * torch.sigmoid(-sign_m * (rows_mp * theta_mp).sum(1))
-        return self.fits.solve(theta_mp, altered, slope_m[:, None] * rows_mp, start_mp, SOLVED)
+        return self.fits.solve(theta_mp, replacements, slope_m[:, None] * rows_mp, start_mp, SOLVED)
 
     def run(self, attempts: Sequence[Attempt]) -> list[Attacked]:
         """x <- clip(x + step sign I_pert) and a refit to the minimum, until the test example is classified wrong."""
@@ -163,21 +165,21 @@ class _Run:
             self.x.requires_grad_()
             features_rf = problem.backbone(self.x)
             queries = [self.attempts[m].query for m in self.live]
-            altered = self._altered(features_rf.detach())
-            self.theta_mp = problem.fits.fit(altered, self.theta_mp)
+            replacements = self._replacements(features_rf.detach())
+            self.theta_mp = problem.fits.fit(replacements, self.theta_mp)
             margin_m = problem.query_signs[queries] * (problem.query_rows[queries] * self.theta_mp).sum(1)
             over_m = (margin_m < 0) | (iteration == problem.config.iterations)
             self._record(margin_m, over_m)
             if bool(over_m.all()):
                 break
-            self.s_test_mp = problem.s_test(altered, self.theta_mp, queries, self.s_test_mp)
+            self.s_test_mp = problem.s_test(replacements, self.theta_mp, queries, self.s_test_mp)
             self._step(features_rf, first=iteration == 0)
             self._keep(~over_m)
         return [Attacked(*parts) for parts in zip(self.margins, self.predicted, self.moves, strict=True)]
 
-    def _altered(self, features_rf: Tensor) -> Altered:
+    def _replacements(self, features_rf: Tensor) -> RowReplacements:
         device = self.theta_mp.device
-        return Altered(self.set_r.to(device), self.row_r.to(device), self.problem.design(features_rf))
+        return RowReplacements(self.set_r.to(device), self.row_r.to(device), self.problem.design(features_rf))
 
     def _record(self, margin_m: Tensor, over_m: Tensor) -> None:
         for place, (m, margin) in enumerate(zip(self.live, margin_m.tolist(), strict=True)):

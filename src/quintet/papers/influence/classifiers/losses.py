@@ -28,7 +28,7 @@ def logistic(scores_b: Tensor, labels_b: Tensor) -> Tensor:
 def smooth_hinge(scores_b: Tensor, labels_b: Tensor, t: float) -> Tensor:
     """SmoothHinge(y s, t) = t log(1 + exp((1 - y s) / t)), (B,); t = 0 is the hinge max(0, 1 - y s) itself.
 
-    Section 4.3. It lies above the hinge by at most t log 2, and its second derivative is at most 1 / (4 t).
+    Section 4.3. It exceeds the hinge by at most t log 2, and its second derivative is at most 1 / (4 t).
     """
     short_b = 1 - signs(labels_b, scores_b.dtype) * scores_b
     return torch.relu(short_b) if t == 0 else t * softplus(short_b / t)

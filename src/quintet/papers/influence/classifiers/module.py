@@ -4,12 +4,12 @@ Legend: B examples, n training examples, C classes, F features.
 """
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -20,20 +20,18 @@ from quintet.common.module import PaperModule
 from quintet.common.optim import build_optimizer, from_mapping
 from quintet.data.batches import ExampleBatch
 from quintet.papers.influence.classifiers.losses import loss_of, signs
-from quintet.papers.influence.classifiers.network import AllCnn, NetworkConfig
+from quintet.papers.influence.classifiers.network import AllCnn, ClassifierConfig
 from quintet.papers.influence.classifiers.rbf import RbfMachine
 from quintet.papers.influence.classifiers.settings import build_network, check_labels, check_settings
-from quintet.papers.influence.cnn.compiled_cnn import Block, CompiledCnn
-from quintet.papers.influence.cnn.compiled_risk import MeanLoss, compiles, network_of
 from quintet.papers.influence.fit.lbfgs import ExactHinge, FitConfig, build_lbfgs
-from quintet.papers.influence.fit.projection import fit_top
 from quintet.papers.influence.risk.linear_risk import LinearParts
 
 log = logging.getLogger(__name__)
+REMOVED = {"preconditioner": "none", "project_top": False}
 
 
 class ClassifierModule(PaperModule):
-    """Minimises mean loss + l2/2 |weights|^2, biases included when decay_bias.
+    """Minimizes mean loss + l2/2 |weights|^2, biases included when decay_bias.
 
     loss: `cross_entropy` of C logits, or with two classes and one score `logistic` or `smooth_hinge`, whose t is
     `smoothness` (0: the hinge) and may be set to another value afterwards, as section 4.3 does. dtype: of parameters
@@ -41,12 +39,14 @@ class ClassifierModule(PaperModule):
     """
 
     batch_type = ExampleBatch
+    network: Any  # Linear, AllCnn or RbfMachine: each has `features` and the last layer `top`
+    optimizer_config: FitConfig
 
     def __init__(
         self,
-        network: NetworkConfig,
-        optimizer: FitConfig,
-        data_info: dict,
+        network: ClassifierConfig | Mapping[str, Any],
+        optimizer: FitConfig | Mapping[str, Any],
+        data_info: dict[str, Any],
         loss: str = "cross_entropy",
         l2: float = 0.01,
         decay_bias: bool = False,
@@ -55,35 +55,28 @@ class ClassifierModule(PaperModule):
         start: str | None = None,
     ) -> None:
         super().__init__()
-        config = from_mapping(NetworkConfig, network, "model.network")
-        self.optimizer_config = from_mapping(FitConfig, optimizer, "model.optimizer")
+        config = cast(ClassifierConfig, from_mapping(ClassifierConfig, network, "model.network"))
+        settings = without_removed_settings(optimizer)
+        self.optimizer_config = cast(FitConfig, from_mapping(FitConfig, settings, "model.optimizer"))
         check_settings(config, self.optimizer_config, loss, l2, smoothness, dtype)
         known = ["input_shape", "num_classes", "classes"] + (["num_train"] if config.kind == "rbf" else [])
         data_info = {name: to_builtin(data_info[name]) for name in known if name in data_info}
-        network, optimizer = to_builtin(config), to_builtin(self.optimizer_config)
-        self.save_hyperparameters(ignore=["start"])  # a checkpoint needs no other file
-        self.data_info, self.loss, self.l2, self.decay_bias, self.smoothness = (
-            data_info,
-            loss,
-            l2,
-            decay_bias,
-            smoothness,
-        )
+        network = cast(dict, to_builtin(config))
+        optimizer = cast(dict, to_builtin(self.optimizer_config))
+        self.save_hyperparameters(ignore=["start"])  # the values above: a checkpoint needs no other file
+        self.data_info, self.loss, self.l2 = data_info, loss, l2
+        self.decay_bias, self.smoothness = decay_bias, smoothness
         self.network = build_network(config, data_info, loss, getattr(torch, dtype))
-        self.means = nn.ModuleDict({stage: MeanMetric() for stage in ("val", "test")})
+        self.means: Any = nn.ModuleDict({stage: MeanMetric().set_dtype(torch.float64) for stage in ("val", "test")})
         classes = max(2, data_info["num_classes"])
-        self.correct = nn.ModuleDict(
+        self.correct: Any = nn.ModuleDict(
             {stage: MulticlassAccuracy(num_classes=classes, average="micro") for stage in ("val", "test")}
         )
-        for metric in self.means.values():
-            metric.set_dtype(torch.float64)
         self._cast_inputs: tuple[Tensor | None, Tensor | None] = (None, None)
-        self._compiled: CompiledCnn | None = None
-        self._packed: list[Block] | None = None  # of the full batch
         if start is not None:
             self.start_from(start)
 
-    # what influence functions ask for
+    # what influence functions use
 
     def forward(self, batch: ExampleBatch) -> Tensor:
         """Logits (B, C), or the score (B,) of a binary classifier."""
@@ -128,7 +121,7 @@ class ClassifierModule(PaperModule):
         if self.loss == "smooth_hinge":
             raise UserError("model.loss=smooth_hinge gives no probabilities of classes: use logistic or cross_entropy")
         outputs = self(batch)
-        return outputs.softmax(1) if self.loss == "cross_entropy" else _two_chances(outputs)
+        return outputs.softmax(1) if self.loss == "cross_entropy" else _two_probabilities(outputs)
 
     def sample_labels(self, batch: ExampleBatch, generator: torch.Generator) -> ExampleBatch:
         """The batch with labels drawn from the model's own prediction; a hinge has none to draw from and keeps them."""
@@ -164,7 +157,7 @@ class ClassifierModule(PaperModule):
             )
 
     def on_train_start(self) -> None:
-        self._cast_inputs, self._packed = (None, None), None  # of another fit, which an error ended
+        self._cast_inputs = (None, None)  # of another fit, which an error ended
         if self.optimizer_config.full_batch and self.trainer.num_training_batches != 1:
             raise UserError(
                 f"model.optimizer.name={self.optimizer_config.name} takes the training split in one batch, and there"
@@ -172,7 +165,8 @@ class ClassifierModule(PaperModule):
             )
 
     def training_step(self, batch: ExampleBatch, batch_idx: int) -> Tensor:
-        mean, penalty = self._mean_loss(batch), self.regularisation()
+        mean = self.losses(self.train_outputs(self._cast(batch)), batch.labels).mean()
+        penalty = self.regularisation()
         if not bool(torch.isfinite(mean + penalty)):
             raise UserError(
                 f"the training loss is {mean.item():g} (L2 term {penalty.item():g}) at step {self.global_step}: look"
@@ -182,40 +176,15 @@ class ClassifierModule(PaperModule):
         self.log("train/loss", over_ranks(loss), prog_bar=True, batch_size=len(batch.labels))
         return loss
 
-    def _mean_loss(self, batch: ExampleBatch) -> Tensor:
-        """Without the L2 term, by compiled kernels where there are any for this network."""
-        if not compiles(self):
-            return self.losses(self.train_outputs(self._cast(batch)), batch.labels).mean()
-        return MeanLoss.apply(*self._pack(batch), *self.network.parameters())
-
-    def _pack(self, batch: ExampleBatch) -> tuple[CompiledCnn, list[Block]]:
-        """The compiled network and a batch as it takes it; the full batch is kept."""
-        if self._compiled is None:
-            self._compiled = network_of(self)
-        if not self.optimizer_config.full_batch:
-            return self._compiled, self._compiled.pack(batch.inputs, batch.labels)
-        if self._packed is None:
-            self._packed = self._compiled.pack(batch.inputs, batch.labels)
-        return self._compiled, self._packed
-
-    def project_top(self) -> None:
-        """Moves the last layer to its minimum on the training split, the rest being as it is."""
-        inputs, labels = self._datamodule().arrays("train")
-        batch = ExampleBatch(inputs, labels, torch.arange(len(labels)))
-        if compiles(self):
-            compiled, blocks = self._pack(batch)
-            theta_p = parameters_to_vector(self.network.parameters()).detach()
-            features_nf = torch.from_numpy(compiled.features_of(theta_p.numpy(), blocks))
-        else:
-            with torch.no_grad():
-                features_nf = self.network.features(self._cast(batch).inputs.to(self.network.top.weight.device))
-        fit_top(self.network.top, features_nf, labels, self.l2, self.l2 if self.decay_bias else 0.0)
-
     def _cast(self, batch: ExampleBatch) -> ExampleBatch:
         """In the model's precision: once for the full batch, not in each of L-BFGS's evaluations."""
-        if self.optimizer_config.full_batch and self._cast_inputs[0] is not batch.inputs:
-            self._cast_inputs = (batch.inputs, batch.inputs.to(self.network.top.weight.dtype))
-        return batch._replace(inputs=self._cast_inputs[1]) if self.optimizer_config.full_batch else batch
+        if not self.optimizer_config.full_batch:
+            return batch
+        given, cast_inputs = self._cast_inputs
+        if cast_inputs is None or given is not batch.inputs:
+            cast_inputs = batch.inputs.to(self.network.top.weight.dtype)
+            self._cast_inputs = (batch.inputs, cast_inputs)
+        return batch._replace(inputs=cast_inputs)
 
     def train_outputs(self, batch: ExampleBatch) -> Tensor:
         """`forward` for a batch of the training split; a kernel machine knows its features of those already."""
@@ -256,22 +225,22 @@ class ClassifierModule(PaperModule):
             return
         if self.optimizer_config.name == "lbfgs":
             optimizer_closure()  # its last evaluation may have been at a point of the line search that was not taken
-            self.log("train/gradient_norm", _norm([p.grad for p in self.parameters()]))
-        steepest = max(float(p.grad.abs().max()) for p in self.parameters())
+            self.log("train/gradient_norm", _norm([p.grad for p in self.parameters() if p.grad is not None]))
+        steepest = max(float(p.grad.abs().max()) for p in self.parameters() if p.grad is not None)
         done = steepest <= self.optimizer_config.tolerance_grad or self.optimizer_config.name == "exact_hinge"
         still = all(torch.equal(p, old) for p, old in zip(self.parameters(), before, strict=True))
         self.trainer.should_stop |= still or done
 
     def on_train_end(self) -> None:
         """Loss, accuracy and gradient of the whole training split at the end, into the metrics; a warning if far."""
-        if self._datamodule() is None or self.trainer.fast_dev_run:
+        if self._datamodule() is None or cast(Any, self.trainer).fast_dev_run:
             return
         from quintet.papers.influence.classifiers.report import training_report
 
-        self._cast_inputs, self._packed = (None, None), None
+        self._cast_inputs = (None, None)
         values, steepest = training_report(self, self._datamodule())
         for optimizer in self.trainer.optimizers:
-            if getattr(optimizer, "gap", None) is not None:
+            if isinstance(optimizer, ExactHinge) and optimizer.gap is not None:
                 values["train/duality_gap"] = optimizer.gap
         self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
         for logger in self.trainer.loggers:
@@ -288,7 +257,7 @@ class ClassifierModule(PaperModule):
                 *(values["train/gradient_norm"], steepest, config.tolerance_grad),
             )
         elif values.get("train/duality_gap", 0.0) > 1e-8:
-            log.warning("the SVM's loss may lie %.2g above its minimum (relative)", values["train/duality_gap"])
+            log.warning("the SVM's loss may be %.2g above its minimum (relative)", values["train/duality_gap"])
 
     # evaluation
 
@@ -320,7 +289,14 @@ class ClassifierModule(PaperModule):
         return weight_pictures(self, Path(out_dir))
 
 
-def _two_chances(scores_b: Tensor) -> Tensor:
+def without_removed_settings(optimizer: FitConfig | Mapping[str, Any]) -> FitConfig | Mapping[str, Any]:
+    """Runs of earlier versions have settings of the optimizer that are gone; at their defaults they meant nothing."""
+    if isinstance(optimizer, FitConfig):
+        return optimizer
+    return {name: value for name, value in optimizer.items() if REMOVED.get(name, ...) != value}
+
+
+def _two_probabilities(scores_b: Tensor) -> Tensor:
     return torch.stack([torch.sigmoid(-scores_b), torch.sigmoid(scores_b)], 1)
 
 

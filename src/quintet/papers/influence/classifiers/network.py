@@ -17,7 +17,7 @@ PART, PART_DOUBLE = 250, 32  # images that the convolutions see at a time in tra
 
 
 @dataclass(frozen=True)
-class NetworkConfig:
+class ClassifierConfig:
     """Everything under `model.network`; `gamma`, `pixels` and `jitter` are rbf's."""
 
     kind: str = "linear"
@@ -60,10 +60,12 @@ class AllCnn(nn.Module):
 
     All-CNN-C (Springenberg et al. 2014) made small: a tanh follows each convolution, so that the loss has second
     derivatives everywhere; the last one is 1 x 1 and has as many maps as there are classes. With the default widths
-    and 28 x 28 grey pixels it has the paper's 2,616 parameters. Biases always.
+    and 28 x 28 gray pixels it has the paper's 2,616 parameters. Biases always.
     """
 
-    def __init__(self, config: NetworkConfig, image_shape: tuple[int, ...], outputs: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, config: ClassifierConfig, image_shape: tuple[int, ...], outputs: int, dtype: torch.dtype
+    ) -> None:
         super().__init__()
         if len(image_shape) != 3:
             raise UserError(
@@ -77,7 +79,7 @@ class AllCnn(nn.Module):
         layers += [nn.Conv2d(config.channels[-1], outputs, 1, dtype=dtype), nn.Tanh()]
         self.convolutions = nn.Sequential(*layers)
         self.top = nn.Linear(outputs, outputs, dtype=dtype)
-        self.apply(_initialise)
+        self.apply(_initialize)
 
     def features(self, images_bchw: Tensor) -> Tensor:
         """What `top` is linear in, (B, outputs)."""
@@ -98,9 +100,10 @@ def zero_linear(num_inputs: int, outputs: int, bias: bool, dtype: torch.dtype) -
     return layer
 
 
-def _initialise(layer: nn.Module) -> None:
+def _initialize(layer: nn.Module) -> None:
     """As the authors' code: a normal distribution cut at two standard deviations of 1 / sqrt(fan in), biases zero."""
     if isinstance(layer, nn.Conv2d | nn.Linear):
         std = 1 / math.sqrt(layer.weight[0].numel())
         nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
-        nn.init.zeros_(layer.bias)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)

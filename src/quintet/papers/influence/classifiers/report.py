@@ -1,4 +1,4 @@
-"""What a fitted classifier says of itself: the training loss with its gradient, and linear weights as pictures."""
+"""Report on a fitted classifier: training loss and gradient, and linear weights as pictures."""
 
 from __future__ import annotations
 

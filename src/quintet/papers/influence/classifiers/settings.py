@@ -1,4 +1,4 @@
-"""What a classifier can be built of: the network that the data's properties size; combinations that make no sense."""
+"""Build a classifier's network, sized by the data, and check settings that do not go together."""
 
 import logging
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from quintet.common.errors import UserError
 from quintet.papers.influence.classifiers.losses import LOSSES
-from quintet.papers.influence.classifiers.network import AllCnn, Linear, NetworkConfig
+from quintet.papers.influence.classifiers.network import AllCnn, ClassifierConfig, Linear
 from quintet.papers.influence.classifiers.rbf import RbfMachine
 from quintet.papers.influence.fit.lbfgs import FitConfig
 
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 DTYPES = ("float64", "float32")
 
 
-def build_network(config: NetworkConfig, data_info: dict, loss: str, dtype: torch.dtype) -> nn.Module:
+def build_network(config: ClassifierConfig, data_info: dict, loss: str, dtype: torch.dtype) -> nn.Module:
     """The network of `model.network.kind`, sized by the data. Errors: UserError for a binary loss of many classes."""
     classes, shape = data_info["num_classes"], tuple(data_info["input_shape"])
     if loss != "cross_entropy" and classes != 2:
@@ -31,8 +31,8 @@ def build_network(config: NetworkConfig, data_info: dict, loss: str, dtype: torc
     return Linear(torch.Size(shape).numel(), outputs, config.bias, dtype)
 
 
-def check_settings(network: NetworkConfig, optimizer: FitConfig, loss: str, l2: float, t: float, dtype: str) -> None:
-    """UserError for what no classifier can be built of."""
+def check_settings(network: ClassifierConfig, optimizer: FitConfig, loss: str, l2: float, t: float, dtype: str) -> None:
+    """UserError for values and combinations that are not allowed."""
     if loss not in LOSSES:
         raise UserError(f"model.loss={loss!r} is unknown: use one of {', '.join(LOSSES)}")
     if dtype not in DTYPES:
@@ -46,8 +46,6 @@ def check_settings(network: NetworkConfig, optimizer: FitConfig, loss: str, l2: 
             "model.optimizer.name=exact_hinge is for model.loss=smooth_hinge of a linear or rbf network with model.l2"
             " above 0: use model.optimizer.name=lbfgs"
         )
-    if optimizer.project_top and (loss != "cross_entropy" or network.kind != "all_cnn"):
-        raise UserError("model.optimizer.project_top is for model=all_cnn with model.loss=cross_entropy")
     if optimizer.name == "lbfgs" and loss == "smooth_hinge" and t == 0:
         raise UserError(
             "the hinge has no gradient at its corner: use model.optimizer.name=exact_hinge, or model.smoothness above 0"

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,7 @@ from torch import Tensor, nn
 from quintet.common.errors import UserError
 from quintet.common.optim import OptimizerConfig
 from quintet.papers.influence.fit.newton import Design, fit_logistic
-from quintet.papers.influence.fit.preconditioned import NAMES, PreconditionedLbfgs, curvature_during_training
 from quintet.papers.influence.fit.svm import fit_hinge, fit_smooth_hinge
-from quintet.papers.influence.solvers.interface import Root
 
 log = logging.getLogger(__name__)
 FULL_BATCH = ("lbfgs", "exact_hinge")
@@ -26,12 +23,10 @@ Problem = Callable[[], tuple[Tensor, Tensor]]  # features (n, F) and signs (n,) 
 class FitConfig(OptimizerConfig):
     """Everything under `model.optimizer`.
 
-    lbfgs: L-BFGS on the whole training split; an optimiser step is up to `max_iter` iterations, and training ends when
+    lbfgs: L-BFGS on the whole training split; an optimizer step is up to `max_iter` iterations, and training ends when
     no entry of the gradient is above `tolerance_grad`. Logistic regression of two classes, in float64 and with an L2
-    term, is finished by Newton's method (newton.py) where that leaves it short: badly scaled columns, as hospital data
-    have, bring L-BFGS to a halt. preconditioner: for a network, `ekfac`, or for a small one `gauss_newton` or `hessian`
-    (preconditioned.py). project_top: the last layer of a network stays at its own minimum, L-BFGS moves the rest
-    (projection.py). exact_hinge: the SVM's minimum in one step (svm.py).
+    term, is finished by Newton's method (newton.py) where L-BFGS does not reach the tolerance, as with the badly scaled
+    columns of hospital data. exact_hinge: the SVM's minimum in one step (svm.py).
     """
 
     names = ("lbfgs", "exact_hinge", "adam", "sgd")
@@ -40,8 +35,6 @@ class FitConfig(OptimizerConfig):
     max_iter: int = 1000
     tolerance_grad: float = 1e-8
     history_size: int = 50
-    preconditioner: str = "none"
-    project_top: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,14 +45,6 @@ class FitConfig(OptimizerConfig):
             )
         if self.max_iter < 1 or self.history_size < 1 or not self.tolerance_grad > 0:
             raise UserError("model.optimizer.max_iter, .history_size and .tolerance_grad must be above 0")
-        if self.preconditioner not in NAMES:
-            raise UserError(
-                f"model.optimizer.preconditioner={self.preconditioner!r} is unknown: use one of {', '.join(NAMES)}"
-            )
-        if self.preconditioner != "none" and self.name != "lbfgs":
-            raise UserError("model.optimizer.preconditioner is for model.optimizer.name=lbfgs: give none")
-        if self.project_top and self.name != "lbfgs":
-            raise UserError("model.optimizer.project_top is for model.optimizer.name=lbfgs")
         if self.full_batch and (self.schedule != "constant" or self.warmup_steps):
             log.warning("model.optimizer.schedule and .warmup_steps are ignored: %s has no rate", self.name)
 
@@ -69,7 +54,7 @@ class FitConfig(OptimizerConfig):
         return self.name in FULL_BATCH
 
 
-def build_lbfgs(module: nn.Module, config: FitConfig, problem: Problem | None = None) -> torch.optim.Optimizer:
+def build_lbfgs(module: Any, config: FitConfig, problem: Problem | None = None) -> torch.optim.Optimizer:
     """L-BFGS with a strong Wolfe line search that stops for the gradient alone, not for small changes.
 
     problem: of a logistic regression that Newton's method shall finish.
@@ -82,15 +67,6 @@ def build_lbfgs(module: nn.Module, config: FitConfig, problem: Problem | None = 
         "history_size": config.history_size,
         "line_search_fn": "strong_wolfe",
     }
-    if config.preconditioner != "none" or config.project_top:
-        chosen = "network.convolutions.*" if config.project_top else "*"
-
-        def curvature(step: int) -> Root | None:
-            return curvature_during_training(module, module.trainer.datamodule, config.preconditioner, step, chosen)
-
-        params = [part for name, part in module.named_parameters() if fnmatchcase(name, chosen)]
-        project = {"project": module.project_top} if config.project_top else {}
-        return PreconditionedLbfgs(params, curvature, **project, **settings)
     if problem is None:
         return Lbfgs(module.parameters(), **settings)
     bias_l2 = module.l2 if module.decay_bias else 0.0
@@ -98,13 +74,13 @@ def build_lbfgs(module: nn.Module, config: FitConfig, problem: Problem | None = 
 
 
 class Lbfgs(torch.optim.LBFGS):
-    """L-BFGS; `finish(tolerance)` then moves the parameters on, and says whether it did."""
+    """L-BFGS; then `finish(tolerance)` moves the parameters on, and returns whether it did."""
 
     def __init__(self, params: Any, finish: Callable[[float], bool] | None = None, **settings: Any) -> None:
         super().__init__(params, **settings)
         self.finish = finish
 
-    def step(self, closure: Callable[[], Tensor]) -> Tensor:
+    def step(self, closure: Any = None) -> Any:
         """Up to max_iter iterations, and the finish."""
         loss = super().step(closure)
         if self.finish is not None and self.finish(self.param_groups[0]["tolerance_grad"]):
@@ -122,8 +98,8 @@ class LogisticFinish:
         rows_nd, decay_d = hinge_rows(*self.problem(), self.l2, self.bias_l2 if self.top.bias is not None else None)
         parts = [self.top.weight, *([] if self.top.bias is None else [self.top.bias])]
         start_d = torch.cat([part.detach().flatten() for part in parts])
-        rows_nd, decay_d, start_d = (part.cpu().numpy() for part in (rows_nd, decay_d, start_d))
-        fit = fit_logistic(Design(rows_nd), np.ones(len(rows_nd)), decay_d, start_d, tolerance)
+        rows, decay, start = (part.cpu().numpy() for part in (rows_nd, decay_d, start_d))
+        fit = fit_logistic(Design(rows), np.ones(len(rows)), decay, start, tolerance)
         if fit.steps:
             log.info("finished by Newton's method: %d steps, gradient norm %.2g", fit.steps, fit.gradient_norm)
             write_linear(self.top, torch.from_numpy(fit.theta))
@@ -141,7 +117,7 @@ class ExactHinge(torch.optim.Optimizer):
         self.top, self.problem, self.l2, self.bias_l2, self.t = top, problem, l2, bias_l2, t
         self.gap: float | None = None
 
-    def step(self, closure: Callable[[], Tensor]) -> Tensor:
+    def step(self, closure: Any = None) -> Any:
         """Solve, write the solution, and give the loss there."""
         rows_nd, decay_d = hinge_rows(*self.problem(), self.l2, self.bias_l2 if self.top.bias is not None else None)
         if self.t:

@@ -1,116 +1,205 @@
-"""Binary logistic regression to its minimum from anywhere, again and again on changed labels: truncated Newton.
+r"""Linear classifiers of two classes to the minimum of their risk by truncated Newton, for many weightings at once.
 
-minimise  (1/n) sum log(1 + exp(-y_i x_i theta)) + 1/2 theta D theta.  Each step solves with the Hessian by conjugate
-gradients, preconditioned with its diagonal, only as well as the step deserves (Nocedal and Wright, section 7.1), and is
-shortened until the loss falls. On a sparse design, such as bags of words, a product costs as little as the words that
-are there: Enron1's refits take tenths of a second where one dense Hessian takes seconds.
-Beside chord_newton.py: that one leaves single examples out near a minimum that it knows, hundreds at once with one
-dense factor; here hundreds of labels change, or nothing is known, and that factor would be of no use.
-Legend: n examples, p parameters.
+$$R_m(\theta) = \frac1n \sum_i w_{im}\, \ell(y_i x_i^\top \theta) + \tfrac12 \theta^\top D \theta$$
+
+with $\ell$ the logistic loss or SmoothHinge. Each Newton step solves with the Hessian by preconditioned conjugate
+gradients, only as accurately as the step deserves (Nocedal and Wright, section 7.1), and is halved until R falls.
+Retraining without single examples of a model with several outputs is in retraining/chord_newton.py.
+Legend: n examples, p parameters, M weightings of the examples, each with parameters of its own.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, issparse
-from scipy.special import expit
+from torch import Tensor
 
 from quintet.common.errors import UserError
+from quintet.papers.influence.classifiers.losses import softplus
+from quintet.papers.influence.solvers.cg import conjugate_gradients
 
-SPARSE_BELOW = 0.2  # share of numbers that are not zero, below which a sparse matrix is quicker
-STEPS, INNER = 200, 5000
+SPARSE_BELOW = 0.2  # fraction of nonzero entries below which a sparse matrix is faster
+STEPS, CG_ITERATIONS, HALVINGS = 200, 5000, 40
 FORCING = 0.1  # the largest residual of a Newton step, relative to the gradient
-ROUNDING = 1e-14  # of the loss: a smaller rise is none
+ROUNDING = 1e-14  # relative to the risk: a smaller increase is rounding
+
+Vectors = Callable[[Tensor], Tensor]  # (M, p) -> (M, p)
+
+
+class Design:
+    """A matrix (n, p) in float64: a tensor as it is, an array as a sparse matrix where most entries are zero."""
+
+    def __init__(self, matrix_np: Any) -> None:
+        self.shape = matrix_np.shape
+        if isinstance(matrix_np, np.ndarray) and np.count_nonzero(matrix_np) < SPARSE_BELOW * matrix_np.size:
+            matrix_np = csr_array(matrix_np)
+        sparse = issparse(matrix_np)
+        self.rows = matrix_np.astype(np.float64) if sparse else torch.as_tensor(matrix_np).double()
+
+    @cached_property
+    def _columns(self) -> Any:
+        return csr_array(self.rows.T) if issparse(self.rows) else self.rows.T
+
+    @cached_property
+    def _squared_columns(self) -> Any:
+        return self._columns**2
+
+    def times(self, vectors_mp: Tensor) -> Tensor:
+        """The matrix times each vector, (n, M)."""
+        return _product(self.rows, vectors_mp.T)
+
+    def transposed_times(self, weights_nm: Tensor) -> Tensor:
+        """The transpose times each column, (M, p)."""
+        return _product(self._columns, weights_nm).T
+
+    def squared_transposed_times(self, weights_nm: Tensor) -> Tensor:
+        """The transpose with squared entries times each column, (M, p)."""
+        return _product(self._squared_columns, weights_nm).T
+
+    def __matmul__(self, vector_p: NDArray) -> NDArray:
+        return self.times(torch.from_numpy(vector_p)[None])[:, 0].numpy()
+
+
+def _product(matrix: Any, columns: Tensor) -> Tensor:
+    if not issparse(matrix):
+        return matrix @ columns
+    if columns.shape[1] == 1:  # SciPy's product with a vector is faster than with a matrix of one column
+        return torch.from_numpy(matrix @ columns[:, 0].numpy())[:, None]
+    return torch.from_numpy(matrix @ columns.numpy())
+
+
+class MarginRisk:
+    """R_m and its derivatives. A margin is y x . theta; margins come as (n, M), parameters as (M, p).
+
+    t, offset: the loss is t log(1 + exp((offset - margin) / t)), which is the logistic loss for 1 and 0 and
+    SmoothHinge for offset 1. weights_nm: None counts every example once; each column sums to the same n.
+    """
+
+    def __init__(self, design: Design, signs_n: Tensor, decay_p: Tensor, t: float = 1.0, offset: float = 0.0,
+                 weights_nm: Tensor | None = None) -> None:  # fmt: skip
+        self.design, self.signs_n1, self.decay_p, self.t, self.offset = design, signs_n[:, None], decay_p, t, offset
+        count = len(signs_n) if weights_nm is None else float(weights_nm[:, 0].sum())
+        self.weights_nm = 1 / count if weights_nm is None else weights_nm / count
+
+    def margins(self, theta_mp: Tensor) -> Tensor:
+        return self.signs_n1 * self.design.times(theta_mp)
+
+    def value(self, margins_nm: Tensor, theta_mp: Tensor) -> Tensor:
+        """R of each weighting, (M,)."""
+        losses_nm = self.t * softplus((self.offset - margins_nm) / self.t)
+        return (self.weights_nm * losses_nm).sum(0) + 0.5 * (self.decay_p * theta_mp.square()).sum(1)
+
+    def gradient(self, margins_nm: Tensor, theta_mp: Tensor) -> Tensor:
+        slopes_nm = -self.signs_n1 * torch.sigmoid((self.offset - margins_nm) / self.t)
+        return self.design.transposed_times(self.weights_nm * slopes_nm) + self.decay_p * theta_mp
+
+    def curvatures(self, margins_nm: Tensor) -> Tensor:
+        """Second derivative of each example's weighted loss in its margin, (n, M)."""
+        inside_nm = torch.sigmoid((self.offset - margins_nm) / self.t)
+        return self.weights_nm * inside_nm * (1 - inside_nm) / self.t
+
+    def hvp(self, curvatures_nm: Tensor, vectors_mp: Tensor) -> Tensor:
+        """Hessian times vector."""
+        return self.design.transposed_times(curvatures_nm * self.design.times(vectors_mp)) + self.decay_p * vectors_mp
+
+
+def diagonal_preconditioner(risk: MarginRisk, curvatures_nm: Tensor) -> Vectors:
+    """Preconditioner: the inverse of the Hessian's diagonal. Costs as much as one product, so good for sparse data."""
+    scale_mp = risk.design.squared_transposed_times(curvatures_nm) + risk.decay_p
+    scale_mp = scale_mp.clamp(min=torch.finfo(torch.float64).tiny)
+    return lambda vectors_mp: vectors_mp / scale_mp
+
+
+def dense_preconditioner(risk: MarginRisk, curvatures_n1: Tensor) -> Vectors:
+    """Preconditioner for a single weighting of dense rows: the inverse of the Hessian itself."""
+    curvature_n = curvatures_n1[:, 0]
+    near = curvature_n > 1e-16 * curvature_n.max()  # SmoothHinge bends only near the margin
+    rows = risk.design.rows[near]
+    hessian_pp = (rows.T * curvature_n[near]) @ rows
+    # the ridge is for a bias without decay when no example is near the margin: it does not move the minimum
+    hessian_pp.diagonal().add_(risk.decay_p + 1e-12)
+    factor, pivots = torch.linalg.lu_factor(hessian_pp)
+    return lambda vectors_1p: torch.linalg.lu_solve(factor, pivots, vectors_1p.T).T
 
 
 @dataclass(frozen=True)
-class LogisticFit:
-    """Where it ended."""
+class Minimum:
+    """Where Newton's method ended."""
 
-    theta: NDArray[np.float64]  # (p,)
-    gradient_norm: float
+    theta: Tensor  # (M, p)
+    gradient_norm: float  # the largest of the M
     steps: int
     products: int  # Hessian-vector products
 
 
-class Design:
-    """A matrix (n, p) in float64, kept as sparse where that is quicker."""
+def minimize(
+    risk: MarginRisk, start_mp: Tensor, tolerance: float = 1e-8, steps: int = STEPS,
+    preconditioner: Callable[[MarginRisk, Tensor], Vectors] = diagonal_preconditioner, forcing: float = FORCING,
+) -> Minimum:  # fmt: skip
+    """Newton steps from `start_mp` until every gradient's norm is at most `tolerance`, or `steps` of them."""
+    theta_mp, margins_nm, products = start_mp.clone(), risk.margins(start_mp), 0
+    for step in range(steps + 1):
+        gradient_mp = risk.gradient(margins_nm, theta_mp)
+        norm_m = gradient_mp.norm(dim=1)
+        if float(norm_m.max()) <= tolerance or step == steps:
+            break
+        curvatures_nm = risk.curvatures(margins_nm)
+        precondition = preconditioner(risk, curvatures_nm)
+        direction_mp, used = conjugate_gradients(
+            partial(risk.hvp, curvatures_nm),
+            -gradient_mp, precondition, norm_m.sqrt().clamp(max=forcing) * norm_m, CG_ITERATIONS,
+        )  # fmt: skip
+        products += used
+        # a row is still zero where rounding leaves the Hessian without curvature along the first direction
+        direction_mp = torch.where(direction_mp.any(1, keepdim=True), direction_mp, precondition(-gradient_mp))
+        change_nm = risk.margins(direction_mp)
+        size_m = _step_sizes(risk, theta_mp, margins_nm, direction_mp, change_nm, (gradient_mp * direction_mp).sum(1))
+        theta_mp, margins_nm = theta_mp + size_m[:, None] * direction_mp, margins_nm + size_m * change_nm
+    return Minimum(theta_mp, float(norm_m.max()), step, products)
 
-    def __init__(self, matrix_np: Any) -> None:
-        self.shape = matrix_np.shape
-        if not issparse(matrix_np) and np.count_nonzero(matrix_np) < SPARSE_BELOW * matrix_np.size:
-            matrix_np = csr_array(matrix_np)
-        self.rows = matrix_np.astype(np.float64)
-        self.columns = csr_array(self.rows.T) if issparse(self.rows) else self.rows.T
-        self.squared_columns = self.columns**2
 
-    def __matmul__(self, vector_p: NDArray) -> NDArray:
-        return self.rows @ vector_p
+def _step_sizes(risk: MarginRisk, theta_mp: Tensor, margins_nm: Tensor, direction_mp: Tensor, change_nm: Tensor,
+                slope_m: Tensor) -> Tensor:  # fmt: skip
+    """1 for each weighting, halved until its risk falls by a part of what the slope promises (Armijo)."""
+    before_m = risk.value(margins_nm, theta_mp)
+    size_m = torch.ones_like(before_m)
+    for _ in range(HALVINGS):
+        after_m = risk.value(margins_nm + size_m * change_nm, theta_mp + size_m[:, None] * direction_mp)
+        too_high_m = ~(after_m <= before_m + 1e-4 * size_m * slope_m + ROUNDING * before_m)
+        if not bool(too_high_m.any()):
+            break
+        size_m = torch.where(too_high_m, size_m / 2, size_m)
+    return size_m
 
-    def back(self, vector_n: NDArray) -> NDArray:
-        """The transpose times a vector."""
-        return self.columns @ vector_n
+
+@dataclass(frozen=True)
+class LogisticFit:
+    """The minimum of one logistic regression."""
+
+    theta: NDArray[np.float64]  # (p,)
+    gradient_norm: float
+    steps: int
+    products: int
 
 
 def fit_logistic(design: Design, signs_n: NDArray, decay_p: NDArray, start_p: NDArray | None = None,
                  tolerance: float = 1e-8) -> LogisticFit:  # fmt: skip
-    """theta where the gradient's norm is at most `tolerance`. signs_n: y, +1 or -1. decay_p: D's diagonal.
+    """theta where the gradient's norm is at most `tolerance`. signs_n: y, +1 or -1. decay_p: the diagonal of D.
 
-    Errors: UserError when there is no minimum to be found: without decay, classes that can be told apart have none.
+    Errors: UserError where there is no minimum: without decay, separable classes have none.
     """
-    theta_p = np.zeros(design.shape[1]) if start_p is None else np.array(start_p, np.float64)
-    margin_n, products = signs_n * (design @ theta_p), 0
-    for step in range(STEPS):
-        miss_n = expit(-margin_n)
-        gradient_p = decay_p * theta_p - design.back(signs_n * miss_n) / len(signs_n)
-        norm = float(np.linalg.norm(gradient_p))
-        if norm <= tolerance:
-            return LogisticFit(theta_p, norm, step, products)
-        bend_n = miss_n * (1 - miss_n) / len(signs_n)
-        residual = min(FORCING, norm**0.5) * norm
-        direction_p, used = _solve(design, bend_n, decay_p, -gradient_p, residual)
-        along_n = signs_n * (design @ direction_p)
-        size = _step_size(theta_p, margin_n, direction_p, along_n, decay_p, float(gradient_p @ direction_p))
-        theta_p, margin_n, products = theta_p + size * direction_p, margin_n + size * along_n, products + used
-    raise UserError(
-        f"logistic regression did not reach a minimum in {STEPS} Newton steps (gradient norm {norm:.2g}, wanted"
-        f" {tolerance:g}): set model.l2 above 0, or a larger one"
-    )
-
-
-def _solve(design: Design, bend_n: NDArray, decay_p: NDArray, right_p: NDArray, residual: float) -> tuple:
-    """(x, iterations): (X' diag(bend) X + D) x = right up to `residual`, by preconditioned conjugate gradients."""
-    scale_p = np.maximum(design.squared_columns @ bend_n + decay_p, np.finfo(float).tiny)
-    x_p, left_p = np.zeros_like(right_p), right_p.copy()
-    scaled_p = left_p / scale_p
-    way_p, inner = scaled_p.copy(), float(left_p @ scaled_p)
-    for iteration in range(1, INNER + 1):
-        bent_p = design.back(bend_n * (design @ way_p)) + decay_p * way_p
-        curvature = float(way_p @ bent_p)
-        if curvature <= 0:  # of flat directions only, where rounding has the last word
-            return (x_p if iteration > 1 else scaled_p), iteration
-        length = inner / curvature
-        x_p += length * way_p
-        left_p -= length * bent_p
-        if np.linalg.norm(left_p) <= residual:
-            break
-        scaled_p = left_p / scale_p
-        inner, before = float(left_p @ scaled_p), inner
-        way_p = scaled_p + inner / before * way_p
-    return x_p, iteration
-
-
-def _step_size(theta_p: NDArray, margin_n: NDArray, direction_p: NDArray, along_n: NDArray, decay_p: NDArray,
-               slope: float) -> float:  # fmt: skip
-    """1, halved until the loss falls by a part of what the slope promises (Armijo)."""
-
-    def loss(size: float) -> float:
-        moved_p = theta_p + size * direction_p
-        return np.logaddexp(0, -(margin_n + size * along_n)).mean() + 0.5 * float(decay_p @ moved_p**2)
-
-    before, size = loss(0.0), 1.0
-    while loss(size) > before + 1e-4 * size * slope + ROUNDING * before and size > 1e-12:
-        size /= 2
-    return size
+    start_p = np.zeros(design.shape[1]) if start_p is None else np.array(start_p, np.float64)
+    signs = torch.from_numpy(np.asarray(signs_n, np.float64))
+    risk = MarginRisk(design, signs, torch.from_numpy(np.asarray(decay_p, np.float64)))
+    found = minimize(risk, torch.from_numpy(start_p)[None], tolerance)
+    if not found.gradient_norm <= tolerance:
+        raise UserError(
+            f"logistic regression did not reach a minimum in {STEPS} Newton steps (gradient norm"
+            f" {found.gradient_norm:.2g}, wanted {tolerance:g}): set model.l2 above 0, or a larger one"
+        )
+    return LogisticFit(found.theta[0].numpy(), found.gradient_norm, found.steps, found.products)

@@ -1,6 +1,6 @@
-"""The linear SVM to the last digit: Newton's method on SmoothHinge as t falls, then the active set of the hinge itself.
+"""The linear SVM, exactly: Newton's method on SmoothHinge as t falls, then the active set of the hinge itself.
 
-minimise  1/2 theta D theta + (1/n) sum max(0, 1 - m_i),  m = A theta the margins, A_i = y_i (x_i, 1), D = diag(decay).
+minimize  1/2 theta D theta + (1/n) sum max(0, 1 - m_i),  m = A theta the margins, A_i = y_i (x_i, 1), D = diag(decay).
 At the minimum theta = (1/n) D^-1 sum a_i A_i, where a_i is 1 within the margin (m_i < 1), 0 beyond it (m_i > 1) and
 between them on it (m_i = 1): given which examples are where, the minimum is a linear system. `leave_out` follows it
 while examples are removed, exactly.
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quintet.papers.influence.classifiers.losses import softplus
+from quintet.papers.influence.fit.newton import Design, MarginRisk, dense_preconditioner, minimize
 
 FALL = 0.2  # t's factor from one smooth problem to the next
 SMOOTHEST, SHARPEST = 0.3, 1e-6
-SETTLED = 3e-3  # below this t it is tried whether the smooth minimum tells who is on the margin
+SETTLED = 3e-3  # below this t the active set is tried from the smooth minimum
 PASSING = 1e-6  # tolerance of the smooth problems on the way
 NEWTON_STEPS, SET_CHANGES = 60, 15
 CLOSE = 1e-13  # gap, relative to the loss, at which the active set is right
@@ -69,7 +69,7 @@ def leave_out(rows_nd: Tensor, decay_d: Tensor, fit: HingeFit, out: Sequence[int
 def _follow(
     rows_nd: Tensor, decay_d: Tensor, fit: HingeFit, weight_n: Tensor, slope_n: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Who is within the margin and who on it, once the weights have moved from `weight_n` by `slope_n`."""
+    """Masks of the examples within the margin and on it, once the weights have moved from `weight_n` by `slope_n`."""
     within, on = fit.dual == 1, (fit.dual > 0) & (fit.dual < 1)
     margin_n, share_n = rows_nd @ fit.theta, fit.dual * weight_n  # D theta = sum of share_i A_i, share <= weight
     time = 0.0
@@ -78,7 +78,7 @@ def _follow(
         theta_slope, share_slope_on = _system(rows_nd[on], decay_d, pull_d, 0.0)
         margin_slope, share_slope = rows_nd @ theta_slope, torch.where(within, slope_n, 0.0)
         share_slope[on] = share_slope_on
-        # when each would next change its place; only what moves towards the change can
+        # when each would next change its set; only those that move towards the change can
         nearing = torch.where(on, 0.0, torch.where(within, margin_slope, -margin_slope))
         arrives = _when((margin_n - 1).abs(), nearing)
         fills = _when(weight_n - share_n, torch.where(on, share_slope - slope_n, 0.0))
@@ -96,7 +96,7 @@ def _follow(
 
 
 def _when(distance: Tensor, speed: Tensor) -> Tensor:
-    """Time to cover a distance, infinite for what stands or moves away."""
+    """Time to cover a distance, infinite for speeds of zero or less."""
     return torch.where(speed > 1e-15, distance.clamp(min=0) / speed.clamp(min=1e-15), torch.inf)
 
 
@@ -110,44 +110,19 @@ def fit_smooth_hinge(rows_nd: Tensor, decay_d: Tensor, t: float, tolerance: floa
 
 
 def newton(rows_nd: Tensor, decay_d: Tensor, t: float, theta: Tensor | None, tolerance: float) -> Tensor:
-    """Newton's method for one t, with halved steps, until no entry of the gradient is above `tolerance`."""
-    theta = torch.zeros_like(decay_d) if theta is None else theta.clone()
-    for _ in range(NEWTON_STEPS):
-        loss, gradient, hessian = _smooth(rows_nd, decay_d, t, theta)
-        if gradient.abs().max() <= tolerance:
-            break
-        step = -torch.linalg.solve(hessian, gradient)
-        size, slope = 1.0, float(gradient @ step)
-        while _smooth_loss(rows_nd, decay_d, t, theta + size * step) > loss + 1e-4 * size * slope and size > 1e-8:
-            size /= 2
-        theta = theta + size * step
-    return theta
-
-
-def _smooth_loss(rows_nd: Tensor, decay_d: Tensor, t: float, theta: Tensor) -> float:
-    losses_n = t * softplus((1 - rows_nd @ theta) / t)
-    return float(0.5 * (decay_d * theta.square()).sum() + losses_n.mean())
-
-
-def _smooth(rows_nd: Tensor, decay_d: Tensor, t: float, theta: Tensor) -> tuple[float, Tensor, Tensor]:
-    """Loss, gradient and Hessian; only examples near the margin bend it."""
-    inside_n = torch.sigmoid((1 - rows_nd @ theta) / t)
-    gradient = decay_d * theta - rows_nd.T @ inside_n / len(rows_nd)
-    bend_n = inside_n * (1 - inside_n) / (len(rows_nd) * t)
-    near = bend_n > 1e-16 * bend_n.max()
-    hessian = (rows_nd[near].T * bend_n[near]) @ rows_nd[near]
-    # the ridge is for a bias without decay and nobody near the margin: it changes the way, not where it ends
-    hessian.diagonal().add_(decay_d + 1e-12)
-    return _smooth_loss(rows_nd, decay_d, t, theta), gradient, hessian
+    """theta at the minimum for one t, until the gradient's norm is at most `tolerance` or NEWTON_STEPS are done."""
+    risk = MarginRisk(Design(rows_nd), torch.ones_like(rows_nd[:, 0]), decay_d, t, offset=1.0)
+    start = torch.zeros_like(decay_d) if theta is None else theta
+    return minimize(risk, start[None], tolerance, NEWTON_STEPS, dense_preconditioner).theta[0]
 
 
 def active_set(rows_nd: Tensor, decay_d: Tensor, dual_n: Tensor) -> HingeFit:
-    """The hinge's minimum from a dual near its own: solve for who is where, move who does not belong, repeat.
+    """The hinge's minimum from a dual near its own: solve for given sets, move examples, repeat.
 
-    Returns the best fit met on the way; its gap says whether it is the minimum.
+    Returns the best fit met on the way; its gap tells whether it is the minimum.
     """
     within, on = dual_n > 1 - 1e-6, (dual_n > 1e-6) & (dual_n < 1 - 1e-6)
-    best = None
+    best: HingeFit | None = None
     for _ in range(SET_CHANGES):
         theta, dual_on = _solve(rows_nd, decay_d, within, on)
         dual_n = within.to(rows_nd.dtype)
@@ -157,7 +132,7 @@ def active_set(rows_nd: Tensor, decay_d: Tensor, dual_n: Tensor) -> HingeFit:
             best = found
         if found.gap < CLOSE:
             break
-        # primal-dual active set (Hintermueller, Ito and Kunisch 2003): who is on the margin leaves it where a leaves
+        # primal-dual active set (Hintermueller, Ito and Kunisch 2003): an example leaves the margin where a leaves
         # [0, 1]; the others come to it where they would have crossed it
         slack = 1 - rows_nd @ theta
         leaves_in, leaves_out = on & (dual_n > 1), on & (dual_n < 0)
@@ -166,6 +141,7 @@ def active_set(rows_nd: Tensor, decay_d: Tensor, dual_n: Tensor) -> HingeFit:
             break
         within = (within & ~arrives) | leaves_in
         on = (on & ~leaves_in & ~leaves_out) | arrives
+    assert best is not None
     return best
 
 

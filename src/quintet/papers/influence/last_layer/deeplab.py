@@ -1,4 +1,7 @@
-"""What DeepLab's classifier sees of a batch. Legend: B images, F features, h x w cells of the score map."""
+"""Input features and targets of DeepLab's classifier for a batch.
+
+Legend: B images, F features, h x w cells of the score map.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import partial

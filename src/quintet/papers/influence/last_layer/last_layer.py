@@ -1,4 +1,4 @@
-"""A network's last softmax layer by itself, on what it sees: all that changes where only it is free to move.
+"""A network's last softmax layer by itself, on its input features, for when only its parameters are free.
 
 WaveNet's last convolution, a captioner's words, DeepLab's classes: the loss is convex in such a layer, and a sweep over
 the data leaves the rest of the network out.
@@ -7,7 +7,7 @@ Legend: B examples, T positions (samples, words, pixels), F features, C classes.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -41,8 +41,9 @@ class LastLayer(nn.Module):
         holder.add_module(last, module.get_submodule(name))
 
     @property
-    def layer(self) -> nn.Module:
-        return self.get_submodule(self.name)
+    def layer(self) -> nn.Linear:
+        """The layer itself; of a convolution of size 1 only weight and bias are used."""
+        return cast(nn.Linear, self.get_submodule(self.name))
 
     def example_losses(self, batch: LastLayerBatch) -> Tensor:
         """The module's own (B,), without its L2 term."""

@@ -1,4 +1,7 @@
-"""What the captioner's output layer sees of a batch. Legend: B captions, T words read, H LSTM outputs."""
+"""Input features and targets of the captioner's output layer for a batch.
+
+Legend: B captions, T words read, H LSTM outputs.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import partial

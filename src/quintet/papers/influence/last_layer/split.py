@@ -1,4 +1,4 @@
-"""Activations in place of inputs where only a model's last layer is chosen: the rest of the network runs once.
+"""Where only a model's last layer is chosen, replace inputs by its input features: the rest of the network runs once.
 
 Each model's file beside this one has `split(module, names) -> (LastLayer, batch -> LastLayerBatch)`, None where these
 parameters are not its last layer. The papers themselves know nothing of influence functions.

@@ -1,4 +1,7 @@
-"""What WaveNet's last convolution sees of a batch. Legend: B windows, C targets each, F channels."""
+"""Input features and targets of WaveNet's last convolution for a batch.
+
+Legend: B windows, C targets each, F channels.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import partial

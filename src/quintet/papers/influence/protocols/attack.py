@@ -1,12 +1,11 @@
 """Training images moved by less than half an 8-bit level flip a test image: Koh & Liang 2017, section 5.2, figure 5."""
 
-import json
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,9 +15,8 @@ from quintet.common.checkpoints import weights_digest
 from quintet.common.errors import UserError
 from quintet.common.optim import from_mapping
 from quintet.common.tables import write_csv
-from quintet.data.store import digest
-from quintet.papers.influence.attack.folded import fold
 from quintet.papers.influence.attack.poison import LEVEL, AttackConfig, Attacked, Attempt, PoisonedTraining
+from quintet.papers.influence.kept import KeptResults
 from quintet.papers.influence.protocols.attack_picture import Shown, draw_attacks, draw_margins
 from quintet.papers.influence.risk.examples import Examples
 
@@ -27,7 +25,8 @@ FORMAT = 1  # raise when the meaning of the files changes
 KEPT_IMAGES = 2  # moves of attempts on at most so many images are kept, for the pictures
 
 
-class Tried(NamedTuple):
+@dataclass(frozen=True)
+class Tried:
     """One attempt as it is kept."""
 
     count: int  # images that may be moved
@@ -63,7 +62,7 @@ class Attack:
         single_tries: int = 2,
         max_queries: int | None = 50,
         split: str = "test",
-        attack: AttackConfig | None = None,
+        attack: AttackConfig | Mapping[str, Any] | None = None,
         pictures: int = 4,
         seed: int = 0,
     ) -> None:
@@ -73,7 +72,7 @@ class Attack:
         for key, value in {"single_tries": single_tries, "max_queries": max_queries}.items():
             if value is not None and value < 1:
                 raise UserError(f"protocol.{key}={value}: give 1 or more")
-        self.config = from_mapping(AttackConfig, attack or {}, "protocol.attack")
+        self.config = cast(AttackConfig, from_mapping(AttackConfig, attack or {}, "protocol.attack"))
         self.single_tries, self.max_queries, self.split = single_tries, max_queries, split
         self.pictures, self.seed = pictures, seed
 
@@ -85,17 +84,17 @@ class Attack:
                 "protocol=attack needs images and a frozen network's features of them: see dogfish_features"
             )
         self._check(datamodule.num_examples("train"))
-        problem = PoisonedTraining(module, datamodule, fold(backbone()), self.split, self.config)
+        problem = PoisonedTraining(module, datamodule, backbone(), self.split, self.config)
         margins = problem.margins()
         queries = self._drawn(margins)
-        store = Store(out_dir / "queries", self._key(problem, datamodule))
+        kept = KeptResults(out_dir / "queries", self._depends_on(problem, datamodule))
         size = self.config.images_at_once
         for start in range(0, len(queries), size):
-            self._attack(problem, [q for q in queries[start : start + size] if store.load(q) is None], store)
+            self._attack(problem, [q for q in queries[start : start + size] if load_tried(kept, q) is None], kept)
             log.info("attacked %d of %d test images", min(start + size, len(queries)), len(queries))
-        tried = {query: store.load(query) for query in queries}
+        tried = {query: load_tried(kept, query) or [] for query in queries}
         self._write(out_dir, datamodule, tried)
-        self._draw(out_dir, problem, datamodule, tried, store)
+        self._draw(out_dir, problem, datamodule, tried, kept)
         return self._metrics(tried, margins)
 
     def _check(self, total: int) -> None:
@@ -114,13 +113,13 @@ class Attack:
             raise UserError(f"no example of the {self.split} split is classified right: there is nothing to attack")
         return found
 
-    def _key(self, problem: PoisonedTraining, datamodule: Any) -> str:
+    def _depends_on(self, problem: PoisonedTraining, datamodule: Any) -> list[Any]:
         settings = asdict(self.config) | {"images_at_once": None}  # changes nothing but the time
         whole = Examples(datamodule, self.split)
-        return digest(FORMAT, settings, self.counts, self.single_tries, weights_digest(problem.risk.module),
-                      problem.risk.train.fingerprint(), whole.fingerprint())  # fmt: skip
+        return [FORMAT, settings, self.counts, self.single_tries, weights_digest(problem.risk.module),
+                      problem.risk.train.fingerprint(), whole.fingerprint()]  # fmt: skip
 
-    def _attack(self, problem: PoisonedTraining, queries: Sequence[int], store: "Store") -> None:
+    def _attack(self, problem: PoisonedTraining, queries: Sequence[int], kept: KeptResults) -> None:
         """All stages for some test images; what an attempt achieves with fewer images is not tried with more."""
         order = {query: problem.choose(query, max(self.single_tries, self.counts[-1])) for query in queries}
         tried: dict[int, list[Tried]] = {query: [] for query in queries}
@@ -133,10 +132,11 @@ class Attack:
                 seconds = (time.perf_counter() - started) / len(some)
                 for query, one in zip(some, found, strict=True):
                     images = order[query][rank : rank + count]
-                    tried[query].append(kept(problem, count, rank, images, one, seconds))
-                    store.save_moves(query, one)
+                    tried[query].append(summary(problem, count, rank, images, one, seconds))
+                    if one.flipped and len(one.moves) <= KEPT_IMAGES:  # to a four-thousandth of a level
+                        kept.save(f"moves_{query:06d}", {"moves": one.moves.half()})
         for query in queries:
-            store.save(query, tried[query])
+            save_tried(kept, query, tried[query])
 
     def _stages(self) -> list[tuple[int, int]]:
         """(images, rank of the first) of each attempt in turn."""
@@ -163,7 +163,7 @@ class Attack:
         write_csv(out_dir / "trajectories.csv", names, paths)
 
     def _draw(self, out_dir: Path, problem: PoisonedTraining, datamodule: Any, tried: dict[int, list[Tried]],
-              store: "Store") -> None:  # fmt: skip
+              kept: KeptResults) -> None:  # fmt: skip
         paths = {count: [one.margins for attempts in tried.values() for one in attempts if one.count == count]
                  for count in self.counts}  # fmt: skip
         draw_margins(out_dir / "margins.png", paths)
@@ -175,9 +175,12 @@ class Attack:
             if one.count <= KEPT_IMAGES:
                 before, after = probability(one.margins[0]), probability(one.margins[-1])
                 images = problem.images(one.images).cpu().permute(0, 2, 3, 1).numpy()
-                moves = store.load_moves(query).permute(0, 2, 3, 1).numpy()
+                moves = kept.load(f"moves_{query:06d}")
+                assert moves is not None  # saved with every success on so few images
+                moves_khwc = moves["moves"].float().permute(0, 2, 3, 1).numpy()
                 of = [datamodule.preview("train", row) for row in one.images]
-                shown.append(Shown(datamodule.preview(self.split, query), before, after, of, images, moves))
+                query_shown = datamodule.preview(self.split, query)
+                shown.append(Shown(query_shown, before, after, of, images, moves_khwc))
         if shown:
             draw_attacks(out_dir / "attack.png", shown, self.config.radius)
 
@@ -204,7 +207,9 @@ class Attack:
         }
 
 
-def kept(problem: PoisonedTraining, count: int, rank: int, images: list[int], one: Attacked, seconds: float) -> Tried:
+def summary(
+    problem: PoisonedTraining, count: int, rank: int, images: list[int], one: Attacked, seconds: float
+) -> Tried:
     """What is kept of an attempt, and whether 8 bits would have shown it."""
     originals = problem.images(images).cpu() / LEVEL
     same = bool(((originals + one.moves).round() == originals.round()).all())
@@ -212,30 +217,14 @@ def kept(problem: PoisonedTraining, count: int, rank: int, images: list[int], on
     return Tried(count, rank, images, one.margins, one.losses, one.predicted, largest, same, seconds)
 
 
-class Store:
-    """What is finished, a file for each test image: written aside and renamed, so that a kill leaves whole ones."""
+def save_tried(kept: KeptResults, query: int, tried: Sequence[Tried]) -> None:
+    kept.save(f"query_{query:06d}", {"tried": [asdict(one) for one in tried]})
 
-    def __init__(self, folder: Path, key: str) -> None:
-        self.folder = folder / key
-        self.folder.mkdir(parents=True, exist_ok=True)
 
-    def load(self, query: int) -> list[Tried] | None:
-        path = self.folder / f"{query}.json"
-        return [Tried(**one) for one in json.loads(path.read_text())] if path.is_file() else None
-
-    def save(self, query: int, tried: Sequence[Tried]) -> None:
-        path = self.folder / f"{query}.json"
-        aside = path.with_suffix(".tmp")
-        aside.write_text(json.dumps([one._asdict() for one in tried]))
-        aside.replace(path)
-
-    def save_moves(self, query: int, one: Attacked) -> None:
-        """Of a success with few images, to a four-thousandth of a level."""
-        if one.flipped and len(one.moves) <= KEPT_IMAGES:
-            torch.save(one.moves.half(), self.folder / f"{query}.pt")
-
-    def load_moves(self, query: int) -> Tensor:
-        return torch.load(self.folder / f"{query}.pt", weights_only=True).float()
+def load_tried(kept: KeptResults, query: int) -> list[Tried] | None:
+    """The attempts on a test image, None if they were not finished."""
+    found = kept.load(f"query_{query:06d}")
+    return None if found is None else [Tried(**one) for one in found["tried"]]
 
 
 def probability(margin: float) -> float:

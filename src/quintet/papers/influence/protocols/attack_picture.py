@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from quintet.data.preview import Preview
 
-COLOURS = ("#2166ac", "#d6604d", "#1b7837", "#762a83")
+COLORS = ("#2166ac", "#d6604d", "#1b7837", "#762a83")
 CELL = 2.1  # inches
 
 
@@ -53,7 +53,7 @@ def _draw_row(axes: Sequence, trained: Preview, image_hwc: NDArray, move_hwc: ND
     times = 0.5 * 255 / radius
     pictures = (image_hwc, moved_hwc, 0.5 + 0.5 * move_hwc / radius)
     largest = f"moved\nat most {np.abs(move_hwc).max():.3f} levels"
-    titles = (f"training image\n{trained.title}", largest, f"difference\ntimes {times:.0f}, grey is none")
+    titles = (f"training image\n{trained.title}", largest, f"difference\ntimes {times:.0f}, gray is none")
     for axis, picture, title in zip(axes, pictures, titles, strict=False):
         axis.imshow(np.clip(picture, 0, 1), interpolation="nearest")
         axis.set_title(title, fontsize=7.5, parse_math=False)
@@ -73,9 +73,9 @@ def draw_margins(path: Path, paths: dict[int, list[list[float]]]) -> Path:
     figure = Figure(figsize=(3.6 * len(paths) + 0.3, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(paths), squeeze=False, sharey=True, sharex=True)[0]
-    for axis, (count, lines), colour in zip(axes, paths.items(), COLOURS * len(paths), strict=False):
+    for axis, (count, lines), color in zip(axes, paths.items(), COLORS * len(paths), strict=False):
         for margins in lines:
-            axis.plot(margins, color=colour, linewidth=0.7, alpha=0.6)
+            axis.plot(margins, color=color, linewidth=0.7, alpha=0.6)
         won = sum(margins[-1] < 0 for margins in lines)
         axis.axhline(0, color="black", linewidth=0.8)
         axis.set_title(f"{count} image{'s' * (count > 1)} moved: {won} of {len(lines)} attempts", fontsize=9)

@@ -1,8 +1,8 @@
 """What train loss and Hessian add to a product of inputs: Koh & Liang 2017, section 2.3, figure 1.
 
 For binary logistic regression the influence has a closed form, computed here with NumPy and SciPy from the features:
-y_t y sigma(-y_t theta.x_t) sigma(-y theta.x) x_t^T H^-1 x / n is the change of the test loss when x is removed. Without
-its factors it is something else, and the engine's answer must be the whole of it.
+y_t y sigma(-y_t theta.x_t) sigma(-y theta.x) x_t^T H^-1 x / n is the change of the test loss when x is removed. Parts
+without some of its factors differ from it, and the engine's answer must equal the whole formula.
 Legend: N training examples, F features (ones last for a bias).
 """
 
@@ -100,7 +100,8 @@ class Components:
             "without $H^{-1}$": (parts.without_hessian, "the identity for $H^{-1}$"),
             "without both": (parts.without_both, "product of inputs, with signs"),
         }
-        clouds, side = [], "influence: change of the loss if removed"
+        clouds: list[Cloud] = []
+        side = "influence: change of the loss if removed"
         for title, (values_n, label) in titled.items():
             note = f"Pearson {shown(agreement(values_n, engine_n)['pearson'])}"
             clouds.append(Cloud(title, values_n, engine_n, note, label, "" if clouds else side))
@@ -115,7 +116,7 @@ class Components:
 
 
 def images(pictures: list[tuple[Preview, str]]) -> list[tuple[NDArray, str]]:
-    return [(preview.image, title) for preview, title in pictures]
+    return [(preview.image, title) for preview, title in pictures if preview.image is not None]
 
 
 def read_terms(module: Any, train: Examples, query: Examples) -> Terms:
@@ -143,7 +144,7 @@ def _features(module: Any, examples: Examples) -> tuple[NDArray, NDArray]:
 
 
 def closed_form(terms: Terms, damping: float = 0.0) -> ClosedForm:
-    """Section 2.3's formula over n, and what is left of it. Errors: UserError for a singular Hessian."""
+    """Section 2.3's formula over n, and its parts without some factors. Errors: UserError for a singular Hessian."""
     x_nf, count = terms.x_nf, len(terms.x_nf)
     chance_n = expit(x_nf @ terms.theta_f)
     hessian_ff = x_nf.T @ ((chance_n * (1 - chance_n))[:, None] * x_nf) / count + np.diag(terms.decay_f + damping)
@@ -169,7 +170,7 @@ def compared(engine_n: NDArray, parts: ClosedForm, same_n: NDArray) -> dict[str,
     Pearson's R does not see the L2 term's constant, so both differences are given: from the formula with that constant,
     and from the paper's, whose train gradient has no L2 term.
 
-    same_class_harmful: how many of the query's class would lower its loss by going, which no part without H can say.
+    same_class_harmful: how many of the query's class would lower its loss by going, which a part without H cannot show.
     """
     size, difference_n = np.abs(engine_n).max(), engine_n - parts.everything
     exact = agreement(parts.everything, engine_n)["pearson"]

@@ -1,4 +1,4 @@
-"""Which training examples of a small group made the model err on one of theirs? Section 5.3 of Koh & Liang 2017.
+"""Domain mismatch, section 5.3 of Koh & Liang 2017: the influence of a small group on errors on its own members.
 
 Children are rare in the hospital data, and training has left most out who were not readmitted: those that remain are
 what a wrong prediction for a child rests on, which shows in their influence and not in the model's weights.
@@ -28,7 +28,7 @@ GROUP, REST = "#d62728", "#7f9fbf"
 
 
 class DomainMismatch:
-    """Ranks all training examples by the size of their influence on one query, and says where a group of them stands.
+    """Ranks all training examples by the size of their influence on one query; reports the ranks of a group.
 
     feature, value: the group is every example whose column `feature` (a feature's name) equals `value`; columns of a
     category are 1 where it applies. query: an index in `split`; null: the first example of the group there that the
@@ -72,7 +72,9 @@ class DomainMismatch:
         if self.feature not in names:
             from quintet.harness.config.config import suggest
 
-            raise UserError(f"protocol.feature={self.feature!r} is no feature: {suggest(self.feature, list(names))}")
+            raise UserError(
+                f"protocol.feature={self.feature!r} is not a feature of the data: {suggest(self.feature, list(names))}"
+            )
         return list(names).index(self.feature)
 
     def _members(self, datamodule, split: str, column: int) -> NDArray[np.bool_]:
@@ -124,7 +126,7 @@ class Standing(NamedTuple):
         return cls(scores_n, in_group_n, np.argsort(-np.abs(scores_n), kind="stable"))
 
     def numbers(self) -> dict[str, float]:
-        """Where the group stands. factor_*: size of its strongest, its weakest over the strongest of the rest."""
+        """Ranks of the group. factor_*: size of its strongest, its weakest over the strongest of the rest."""
         size_n, members = np.abs(self.scores_n), int(self.in_group_n.sum())
         ranks = np.flatnonzero(self.in_group_n[self.order]) + 1
         group, rest = size_n[self.in_group_n], size_n[~self.in_group_n].max()
@@ -162,7 +164,7 @@ def fit_numbers(module: Any, datamodule: Any, split: str) -> dict[str, float]:
 
 
 def solver_numbers(query: Examples, found: InfluenceResult) -> dict[str, float]:
-    """What the scores rest on."""
+    """Properties of the query and of the solution."""
     return {
         "query": float(query.indices[0]),
         "query_loss": float(found.query_losses[0]),
@@ -172,7 +174,7 @@ def solver_numbers(query: Examples, found: InfluenceResult) -> dict[str, float]:
 
 
 def weight_number(module: Any, column: int) -> dict[str, float]:
-    """What looking at the weights of a linear model with one output would say: how many are larger than the group's."""
+    """Of a linear model with one output: how many weights are larger than that of the group's feature."""
     weight_f = getattr(getattr(module.network, "top", None), "weight", torch.empty(0)).detach().abs().flatten()
     if len(weight_f) != module.data_info["input_shape"][0]:
         return {}
@@ -190,15 +192,15 @@ def draw(path: Path, datamodule: Any, standing: Standing, headline: str, feature
     rising = np.argsort(standing.scores_n, kind="stable")
     place, inside = np.arange(len(rising)), standing.in_group_n[rising]
     scores = standing.scores_n[rising]
-    for which, colour, size, name in ((~inside, REST, 3, "all other"), (inside, GROUP, 6, feature)):
+    for which, color, size, name in ((~inside, REST, 3, "all other"), (inside, GROUP, 6, feature)):
         label = f"{name}: {which.sum()}"
-        left.plot(place[which], scores[which], "o", color=colour, markersize=size, markeredgewidth=0, label=label)
+        left.plot(place[which], scores[which], "o", color=color, markersize=size, markeredgewidth=0, label=label)
     left.set(xlabel="training examples, sorted", ylabel="change of the query's loss if removed")
     left.locator_params(axis="x", nbins=5)
     left.legend(fontsize=9)
     strongest = standing.order[:BARS]
-    colours = [GROUP if standing.in_group_n[n] else REST for n in strongest]
-    right.barh(np.arange(len(strongest)), standing.scores_n[strongest], color=colours)
+    colors = [GROUP if standing.in_group_n[n] else REST for n in strongest]
+    right.barh(np.arange(len(strongest)), standing.scores_n[strongest], color=colors)
     right.set_yticks(np.arange(len(strongest)), [bar_label(datamodule, int(n)) for n in strongest], fontsize=7.5)
     right.invert_yaxis()
     right.set(xlabel="change of the query's loss if removed", title=f"the {len(strongest)} strongest")

@@ -1,4 +1,4 @@
-"""Which training examples made the model say this? Influence functions for a person's eyes (Koh & Liang 2017)."""
+"""`explain`: the most helpful and harmful training examples for given queries, with pictures (Koh & Liang 2017)."""
 
 import logging
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ class Explain:
 
     queries: how many, drawn by `seed`, or their indices in `split`. params: names or patterns of the parameters that
     removing an example would move; the others count as fixed. max_train: only so many training examples, drawn by
-    `seed`, stand for all. aggregate=group adds up what belongs together: the windows of an utterance.
+    `seed`, represent all. aggregate=group adds up what belongs together: the windows of an utterance.
     Writes under <run_dir>/explain: influence.csv, scores.npz (all of them), query_<index>.png and, for audio, .wav;
     by_label.png where examples have labels and there are not too many of them.
     """
@@ -103,7 +103,7 @@ class Explain:
 
     def _write(self, out_dir: Path, indices: NDArray, shown: list[Preview], units: Units, scores_qn: NDArray) -> None:
         rows = [
-            (index, preview.title, kind, rank, one.index, one.title, one.group, one.label, one.score, one.loss)
+            (index, preview.title, kind, rank, one.train_index, one.title, one.group, one.label, one.score, one.loss)
             for q, (index, preview) in enumerate(zip(indices.tolist(), shown, strict=True))
             for kind in KINDS
             for rank, one in enumerate(units.ranked(q, kind, TABLE_ROWS), 1)
@@ -122,12 +122,12 @@ class Explain:
             tops: list[list[Ranked]] = [units.ranked(q, kind, self.top) for q in labelled]
             same = [one.label == shown[q].label for q, top in zip(labelled, tops, strict=True) for one in top]
             found[f"explain/{kind}_same_label"] = float(np.mean(same))
-        chance = [units.share_of(shown[q].label, self.seed) for q in labelled]
+        chance = [units.fraction_with(shown[q].label, self.seed) for q in labelled]
         return found | {"explain/all_same_label": float(np.mean(chance))}
 
 
 def solver_numbers(result: InfluenceResult, queries: int, train: int) -> dict[str, float]:
-    """What the scores rest on."""
+    """Properties of the solution."""
     return {
         "explain/queries": float(queries),
         "explain/train_examples": float(train),
@@ -158,5 +158,5 @@ def write_sound(stem: Path, query: Preview, cards: dict[str, list[Card]]) -> Non
     from quintet.papers.wavenet.media import to_wav
 
     for ending, preview in named.items():
-        if preview.audio is not None:
+        if preview.audio is not None and preview.sample_rate is not None:
             to_wav(stem.with_name(f"{stem.name}{ending}.wav"), preview.audio, preview.sample_rate)

@@ -22,9 +22,9 @@ def draw_labels(path: Path, shown: list[Preview], scores_qu: NDArray, labels_u: 
     for row, (query, scores_u) in enumerate(zip(shown, scores_qu, strict=True)):
         own_u = np.array([label == query.label for label in labels_u])
         relative_u = scores_u / max(float(np.abs(scores_u).max()), 1e-30)
-        for mine, colour, name in ((~own_u, OTHER, "another label"), (own_u, OWN, "the query's label")):
-            height = row + (-0.14 if colour == OWN else 0.14)
-            axis.plot(relative_u[mine], np.full(mine.sum(), height), "|", color=colour, markersize=9,
+        for mine, color, name in ((~own_u, OTHER, "another label"), (own_u, OWN, "the query's label")):
+            height = row + (-0.14 if color == OWN else 0.14)
+            axis.plot(relative_u[mine], np.full(mine.sum(), height), "|", color=color, markersize=9,
                       markeredgewidth=1.4, label=name if row == 0 else None)  # fmt: skip
     axis.axvline(0, color="black", linewidth=0.6)
     axis.set_yticks(range(len(shown)), [f"{one.title} ({one.label})" for one in shown], fontsize=8)

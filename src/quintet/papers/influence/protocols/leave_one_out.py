@@ -5,8 +5,9 @@ Legend: N training examples, K of them left out one at a time.
 
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from quintet.common.tables import write_csv
 from quintet.papers.influence.classifiers.losses import smoothed
 from quintet.papers.influence.influence import influence
 from quintet.papers.influence.protocols.scatter import Cloud, agreement, draw_clouds, shown
-from quintet.papers.influence.retrain.retrain import QueryLosses, RetrainConfig, Retraining, retrain
+from quintet.papers.influence.retraining.leave_one_out import QueryLosses, RetrainConfig, Retraining, retrain
 from quintet.papers.influence.risk.examples import Examples
 from quintet.papers.influence.risk.linear_risk import make_risk
 
@@ -27,7 +28,7 @@ PICKS = ("largest", "random", "both")
 
 
 class Prediction(NamedTuple):
-    """What a solver says of every training example."""
+    """A solver's prediction for every training example."""
 
     label: str  # the solver's name, with the hinge's smoothness where that is varied
     smoothness: float | None  # that the module had
@@ -50,10 +51,10 @@ class LeaveOneOut:
     def __init__(
         self,
         solvers: dict,
-        retrain: RetrainConfig | None = None,
-        test_index: int = 0,
+        retrain: RetrainConfig | Mapping[str, Any] | None = None,
+        test_index: int = 8,
         split: str = "test",
-        count: int = 100,
+        count: int = 500,
         pick: str = "largest",
         smoothness: list[float] | None = None,
         params: str | list[str] = "*",
@@ -69,7 +70,7 @@ class LeaveOneOut:
             raise UserError(f"protocol.count={count}: give 2 or more, a correlation needs them")
         if smoothness is not None and (not smoothness or min(smoothness) < 0):
             raise UserError(f"protocol.smoothness={list(smoothness)}: give numbers of 0 or more, or null")
-        self.config = from_mapping(RetrainConfig, retrain or {}, "protocol.retrain")
+        self.config = cast(RetrainConfig, from_mapping(RetrainConfig, retrain or {}, "protocol.retrain"))
         self.test_index, self.split, self.count, self.pick = test_index, split, count, pick
         self.smoothness, self.params, self.batch_size, self.seed = smoothness, params, batch_size, seed
 
@@ -98,7 +99,8 @@ class LeaveOneOut:
     def _predict(self, module: Any, train: Examples, query: Examples, cache_dir: Path) -> list[Prediction]:
         """Of every solver, at every smoothness."""
         found = []
-        for t in self.smoothness or [None]:
+        times: list[float | None] = [*self.smoothness] if self.smoothness else [None]
+        for t in times:
             for name, solver in self.solvers.items():
                 started, ending = time.perf_counter(), "" if t is None else f"_t{t:g}"
                 with smoothed(module, t):

@@ -23,10 +23,11 @@ from quintet.papers.influence.protocols.mislabelled_table import (
     standard_error,
     write_curves,
 )
-from quintet.papers.influence.retrain.relabel import Relabelled
+from quintet.papers.influence.retraining.changed_labels import Relabelled
 from quintet.papers.influence.solvers.interface import Solver
 
 log = logging.getLogger(__name__)
+FRACTIONS = (0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 FORMAT = 1  # raise when the same settings give other rows
 
 
@@ -43,8 +44,8 @@ class Mislabelled:
 
     picture = "mislabelled/mislabelled.png"
 
-    def __init__(self, solver: Solver, flip: float = 0.1, fractions: Sequence[float] = (0, 0.05, 0.1, 0.2, 0.3),
-                 seeds: int = 40, shown: Sequence[float] = (0.1, 0.2, 0.3), tolerance: float = 1e-8,
+    def __init__(self, solver: Solver, flip: float = 0.1, fractions: Sequence[float] = FRACTIONS,
+                 seeds: int = 40, shown: Sequence[float] = (0.05, 0.1, 0.2, 0.3), tolerance: float = 1e-8,
                  seed: int = 0) -> None:  # fmt: skip
         self.solver, self.flip, self.seeds, self.tolerance, self.seed = solver, flip, seeds, tolerance, seed
         self.fractions, self.shown = [float(f) for f in fractions], [float(f) for f in shown]
@@ -88,7 +89,7 @@ class Mislabelled:
 
     def _numbers(self, name: str, values_smk: NDArray) -> dict[str, float]:
         """Means at the fractions shown, and influence against loss in pairs."""
-        metrics = {}
+        metrics: dict[str, float] = {}
         for fraction in self.shown:
             values_sm = values_smk[:, :, self.fractions.index(fraction)]
             stem = f"mislabelled/{name}_{100 * fraction:g}pct"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from quintet.common.tables import write_csv
 
 METHODS = ("influence", "loss", "random")
-COLOURS = {"influence": "#1f77b4", "loss": "#2ca02c", "random": "#d62728"}
+COLORS = {"influence": "#1f77b4", "loss": "#2ca02c", "random": "#d62728"}
 
 
 class Refitted(NamedTuple):
@@ -111,7 +111,7 @@ def draw(path: Path, fractions: Sequence[float], found_smk: NDArray, accuracy_sm
     for axis, values_smk in ((left, accuracy_smk), (right, found_smk)):
         for m, method in enumerate(METHODS):
             mean, error = values_smk[:, m].mean(0), standard_error(values_smk[:, m])
-            axis.errorbar(fractions, mean, error, color=COLOURS[method], marker="o", markersize=3, capsize=2,
+            axis.errorbar(fractions, mean, error, color=COLORS[method], marker="o", markersize=3, capsize=2,
                           linewidth=1.3, label=method)  # fmt: skip
         axis.set(xlabel="fraction of the training data checked", xlim=(0, fractions[-1] or 1))
         axis.grid(color="0.92")

@@ -2,16 +2,16 @@
 
 import textwrap
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quintet.data.preview import Preview
 
-COLOURS = {"helpful": "#1b7837", "harmful": "#b2182b", "query": "black"}
+COLORS = {"helpful": "#1b7837", "harmful": "#b2182b", "query": "black"}
 TINTS = {"helpful": "#f1f8f2", "harmful": "#fbf1f2", "query": "#f5f5f5"}
-CELL, TITLE, LINE = 2.3, 0.6, 0.155  # inches: width of a card, height of what stands over it, of a line of text
+CELL, TITLE, LINE = 2.3, 0.6, 0.155  # inches: width of a card, height of its title, of a line of text
 LETTERS = 36  # of a line of text in a card
 TEXT_LINES, CAPTION_LINES, TABLE_LINES = 14, 6, 12
 
@@ -31,13 +31,16 @@ def draw_panel(path: Path, query: Card, cards: dict[str, list[Card]], scores_u: 
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     columns = max(1, *(len(row) for row in cards.values()))
     height = max(_height(card.preview) for card in [query, *(c for row in cards.values() for c in row)])
-    figure = Figure(figsize=(CELL * (columns + 1.5), 2 * (height + TITLE) + 0.5), layout="constrained")
+    figure = Figure(
+        figsize=(CELL * (columns + 1.5), 2 * (height + TITLE) + 0.5),
+        layout=ConstrainedLayoutEngine(wspace=0.03, hspace=0.05),
+    )
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(2, columns + 2, width_ratios=[1.2, 0.25, *[1.0] * columns])
-    figure.get_layout_engine().set(wspace=0.03, hspace=0.05)
     _draw_card(figure, grid[0, 0], query, query.preview, "query")
     _histogram(figure.add_subplot(grid[1, 0]), scores_u, what, {kind: len(row) for kind, row in cards.items()})
     for row, (kind, found) in enumerate(cards.items()):
@@ -66,10 +69,10 @@ def _height(preview: Preview) -> float:
 
 def _row_label(axis, kind: str) -> None:
     axis.set_axis_off()
-    axis.text(0.5, 0.5, f"most {kind}", rotation=90, ha="right", va="center", fontsize=10, color=COLOURS[kind],
+    axis.text(0.5, 0.5, f"most {kind}", rotation=90, ha="right", va="center", fontsize=10, color=COLORS[kind],
               weight="bold", transform=axis.transAxes)  # fmt: skip
     axis.text(0.6, 0.5, "change of the query's loss\nwithout the example:", rotation=90, ha="left", va="center",
-              fontsize=7, color=COLOURS[kind], transform=axis.transAxes, linespacing=1.3)  # fmt: skip
+              fontsize=7, color=COLORS[kind], transform=axis.transAxes, linespacing=1.3)  # fmt: skip
 
 
 def _draw_card(figure, place, card: Card, query: Preview, kind: str) -> None:
@@ -89,12 +92,12 @@ def _draw_card(figure, place, card: Card, query: Preview, kind: str) -> None:
         else:
             _show_text(top, preview.text or "")
     for spine in (spine for axis in axes for spine in axis.spines.values()):
-        spine.set(color=COLOURS[kind], linewidth=1.2)
+        spine.set(color=COLORS[kind], linewidth=1.2)
     lines = [f"query, {card.heading}" if kind == "query" else card.heading, _short(preview.title, 32)]
     if preview.label not in (None, preview.title):
         same = kind != "query" and preview.label == query.label
         lines.append(f"{_short(preview.label, 26)}{' (as the query)' if same else ''}")
-    top.set_title("\n".join(lines), fontsize=8, color=COLOURS[kind], parse_math=False, linespacing=1.25)
+    top.set_title("\n".join(lines), fontsize=8, color=COLORS[kind], parse_math=False, linespacing=1.25)
 
 
 def _show_image(axis, preview: Preview) -> None:
@@ -108,6 +111,7 @@ def _show_sound(wave, spectrum, card: Card, kind: str) -> None:
     from quintet.papers.wavenet.media import log_spectrogram
 
     audio, rate = card.preview.audio, card.preview.sample_rate
+    assert audio is not None and rate is not None
     seconds = len(audio) / rate
     wave.plot(np.arange(len(audio)) / rate, audio, linewidth=0.4, color="0.15")
     limit = max(0.02, 1.05 * float(np.abs(audio).max(initial=0.0)))
@@ -122,8 +126,8 @@ def _show_sound(wave, spectrum, card: Card, kind: str) -> None:
         spectrum.set_yticks([])
     start, strongest = 0.0, max((abs(score) for _, score in card.parts or []), default=0.0) or 1.0
     for length, score in card.parts or []:
-        colour = COLOURS["helpful" if score > 0 else "harmful"]
-        wave.axvspan(start, start + length, color=colour, alpha=0.5 * abs(score) / strongest, linewidth=0)
+        color = COLORS["helpful" if score > 0 else "harmful"]
+        wave.axvspan(start, start + length, color=color, alpha=0.5 * abs(score) / strongest, linewidth=0)
         start += length
 
 
@@ -147,7 +151,10 @@ def _show_table(axis, table: dict[str, str], query: dict[str, str], kind: str) -
     axis.set(xlim=(-0.03, 1.03), ylim=(-max(len(shown), 1.0 / LINE - 1) - 1, 0.3))
     for line, name in enumerate(shown):
         same = name in shared
-        style = {"color": "black" if same or kind == "query" else "0.4", "weight": "bold" if same else "normal"}
+        style: dict[str, Any] = {
+            "color": "black" if same or kind == "query" else "0.4",
+            "weight": "bold" if same else "normal",
+        }
         style |= {"fontsize": 6.5, "va": "top", "parse_math": False}
         axis.text(0, -line, _short(name, 24), **style)
         axis.text(1, -line, _short(table[name], 12), ha="right", **style)
@@ -162,7 +169,7 @@ def _histogram(axis, scores_u: NDArray, what: str, marked: dict[str, int]) -> No
     axis.hist(scores_u, bins=min(60, max(10, len(scores_u) // 8)), color="0.75", log=True)
     order = np.sort(scores_u)
     for kind, values in (("helpful", order[::-1]), ("harmful", order)):
-        axis.plot(values[: marked[kind]], np.full(marked[kind], 0.04), "|", color=COLOURS[kind], markersize=9,
+        axis.plot(values[: marked[kind]], np.full(marked[kind], 0.04), "|", color=COLORS[kind], markersize=9,
                   markeredgewidth=1.5, transform=axis.get_xaxis_transform())  # fmt: skip
     axis.axvline(0, color="black", linewidth=0.6)
     axis.set_title(f"all {len(scores_u)} {what}", fontsize=8)

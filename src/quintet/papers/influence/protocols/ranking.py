@@ -23,7 +23,7 @@ class Ranked(NamedTuple):
     unit: int
     score: float  # change of the query's loss if it were removed
     loss: float  # its own, of a group the mean
-    index: int  # in the training split; of a group's strongest member
+    train_index: int  # in the training split; of a group's strongest member
     title: str
     group: str | None
     label: str | None
@@ -42,10 +42,10 @@ class Units:
             self.members, self.scores_qu = [np.array([n]) for n in range(len(indices_n))], scores_qn
             return
         names = [self._preview(n).group for n in range(len(indices_n))]
-        if None in names:
-            raise UserError("protocol.aggregate=group: the examples of this data belong to no group, use example")
         groups: dict[str, list[int]] = {}
         for n, name in enumerate(names):
+            if name is None:
+                raise UserError("protocol.aggregate=group: the examples of this data have no groups, use example")
             groups.setdefault(name, []).append(n)
         self.members = [np.array(rows) for rows in groups.values()]
         self.scores_qu = np.stack([scores_qn[:, rows].sum(1) for rows in self.members], 1)
@@ -60,7 +60,7 @@ class Units:
         rows = self.members[unit]
         strongest = int(rows[np.argmax(sign * self.scores_qn[q, rows])])
         shown = self._preview(strongest)
-        title = shown.group if self.grouped else shown.title
+        title = shown.group or shown.title if self.grouped else shown.title
         return Ranked(unit, float(self.scores_qu[q, unit]), float(self.losses_n[rows].mean()),
                       int(self.indices_n[strongest]), title, shown.group, shown.label)  # fmt: skip
 
@@ -72,18 +72,19 @@ class Units:
             return Card(self._preview(int(rows[0])), heading)
         shown = [self._preview(int(n)) for n in rows]
         if shown[0].audio is None:
-            return Card(self._preview(int(np.flatnonzero(self.indices_n == one.index)[0])), heading)
-        lengths = [len(preview.audio) / preview.sample_rate for preview in shown]
-        whole = replace(shown[0], title=f"{one.title}, {len(rows)} windows",
-                        audio=np.concatenate([preview.audio for preview in shown]))  # fmt: skip
+            return Card(self._preview(int(np.flatnonzero(self.indices_n == one.train_index)[0])), heading)
+        sounds, rate = [preview.audio for preview in shown if preview.audio is not None], shown[0].sample_rate
+        assert rate is not None
+        lengths = [len(sound) / rate for sound in sounds]
+        whole = replace(shown[0], title=f"{one.title}, {len(rows)} windows", audio=np.concatenate(sounds))
         return Card(whole, heading, list(zip(lengths, self.scores_qn[q, rows].tolist(), strict=True)))
 
     def labels(self) -> list[str | None]:
         """Of all units, a group's that of its first member."""
         return [self._preview(int(rows[0])).label for rows in self.members]
 
-    def share_of(self, label: str, seed: int) -> float:
-        """Share of the units that have a label; of many units, among some drawn by `seed`."""
+    def fraction_with(self, label: str | None, seed: int) -> float:
+        """Fraction of the units with that label; where there are many, among SAMPLED of them drawn by `seed`."""
         known = self._labels(seed)
         return known.count(label) / len(known)
 

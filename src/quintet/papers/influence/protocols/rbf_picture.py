@@ -34,22 +34,22 @@ def draw_halves(path: Path, query: Preview, halves: Sequence[Half], distance_n: 
         _draw_cloud(figure.add_subplot(grid[2 * row : 2 * row + 2, 0]), half, distance_n, like_n, query)
         _draw_image(figure.add_subplot(grid[2 * row, 1]), query, f"test image\n{query.title}", "black")
         for place, (preview, score) in enumerate(half.tops, 1):
-            colour = SAME if preview.label == query.label else OTHER
+            color = SAME if preview.label == query.label else OTHER
             said = f"helpful {place}: {score:+.2g}\n{preview.title}"
             spot = grid[2 * row + place // columns, 1 + place % columns]
-            _draw_image(figure.add_subplot(spot), preview, said, colour)
+            _draw_image(figure.add_subplot(spot), preview, said, color)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     return path
 
 
 def _draw_cloud(axis, half: Half, distance_n: NDArray, like_n: NDArray, query: Preview) -> None:
-    order = np.random.default_rng(0).permutation(len(like_n))  # neither colour lies over the other
+    order = np.random.default_rng(0).permutation(len(like_n))  # neither color covers the other
     axis.axhline(0, color="0.8", linewidth=0.8, zorder=0)
-    colours = np.where(like_n[order], SAME, OTHER)
-    axis.scatter(distance_n[order], half.delta_n[order], s=7, c=colours, alpha=0.6, linewidths=0, rasterized=True)
-    for name, colour in ((f"{query.label}, as the test image", SAME), ("the other class", OTHER)):
-        axis.scatter([], [], s=24, c=colour, linewidths=0, label=name)
+    colors = np.where(like_n[order], SAME, OTHER)
+    axis.scatter(distance_n[order], half.delta_n[order], s=7, c=colors, alpha=0.6, linewidths=0, rasterized=True)
+    for name, color in ((f"{query.label}, as the test image", SAME), ("the other class", OTHER)):
+        axis.scatter([], [], s=24, c=color, linewidths=0, label=name)
     axis.set_title(half.title, fontsize=9.5, weight="bold")
     axis.set(xlabel="Euclidean distance of the pixels", ylabel="change of the test loss if removed")
     said = f"|influence| and distance, of those\nwith a loss: Spearman {half.spearman:+.3f}"
@@ -60,9 +60,9 @@ def _draw_cloud(axis, half: Half, distance_n: NDArray, like_n: NDArray, query: P
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_image(axis, preview: Preview, title: str, colour: str) -> None:
+def _draw_image(axis, preview: Preview, title: str, color: str) -> None:
     axis.imshow(preview.image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axis.set(xticks=[], yticks=[])
-    axis.set_title(title, fontsize=7, color=colour, parse_math=False)
+    axis.set_title(title, fontsize=7, color=color, parse_math=False)
     for spine in axis.spines.values():
-        spine.set(color=colour, linewidth=1.6)
+        spine.set(color=color, linewidth=1.6)

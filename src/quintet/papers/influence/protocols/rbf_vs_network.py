@@ -46,8 +46,8 @@ class RbfVsNetwork:
 
     `run=` is one of the two, other_run the other; other_root: where that one's data is now. test_index: the test image
     that is shown; null: the first of `queries`, over which medians are taken. They are drawn by `seed` of those that
-    both models get right and that lie within the SVM's margin: beyond it the hinge is 0, and nothing has influence.
-    smoothness: t of the SmoothHinge that stands for the SVM's hinge (section 4.3).
+    both models get right and that are within the SVM's margin: beyond it the hinge is 0, and nothing has influence.
+    smoothness: t of the SmoothHinge used in place of the SVM's hinge (section 4.3).
     Writes rbf_vs_network/influence.csv, queries.csv and figure.png under `run_dir`.
     """
 
@@ -141,8 +141,10 @@ class RbfVsNetwork:
         hinge = getattr(model.module, "loss", None) == "smooth_hinge"
         with smoothed(model.module, self.smoothness if hinge else None):
             result = influence(model.module, train, test, "*", self.solver, BATCH, cache_dir)
-        numbers = (result.delta_test_loss_if_removed, result.train_losses)
-        return Scores(*(n.double().cpu().numpy() for n in numbers), float(result.relative_residual.max()))
+        scores_qn, losses_n = (
+            part.double().cpu().numpy() for part in (result.delta_test_loss_if_removed, result.train_losses)
+        )
+        return Scores(scores_qn, losses_n, float(result.relative_residual.max()))
 
     def _write(self, out_dir: Path, data: Any, queries: Sequence[int], found: dict[str, Scores], distance_n: NDArray,
                rows: dict[str, list[dict[str, float]]]) -> None:  # fmt: skip
@@ -212,7 +214,7 @@ def distances(datamodule: Any, split: str, queries: Sequence[int]) -> NDArray:
 
 
 def described(delta_n: NDArray, touched_n: NDArray, distance_n: NDArray, like_n: NDArray) -> dict[str, float]:
-    """How the size of influence goes with distance, and what of it is whose.
+    """Relation of influence to distance, by the class of the training image.
 
     touched_n: has a loss; the others have the influence of the L2 term only, the same for all. like_n: is of the test
     example's class. near_over_far: mean size in the nearest tenth over that in the farthest.

@@ -14,7 +14,7 @@ LETTERS = 12  # of a headline for an inch
 
 
 class Cloud(NamedTuple):
-    """A panel; `notes` stand in its corner."""
+    """A panel with `notes` in its corner."""
 
     title: str
     x: NDArray
@@ -26,7 +26,7 @@ class Cloud(NamedTuple):
 
 def draw_clouds(path: Path, rows: Sequence[Sequence[Cloud]], same: Sequence[NDArray], names: tuple[str, str],
                 headline: str) -> Path:  # fmt: skip
-    """Rows of panels with their diagonals. same: of each row, which points have the first colour and name."""
+    """Rows of panels with their diagonals. same: of each row, which points have the first color and name."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -75,13 +75,13 @@ def draw_row(path: Path, row: Sequence[Cloud], same: NDArray, names: tuple[str, 
 
 def _draw(axis, cloud: Cloud, same: NDArray, names: tuple[str, str]) -> None:
     size, alpha = (16, 0.75) if len(same) <= 1000 else (4, 0.35)
-    order = np.random.default_rng(0).permutation(len(same))  # neither colour lies over the other
-    colours = np.where(same[order], SAME, OTHER)
+    order = np.random.default_rng(0).permutation(len(same))  # neither color covers the other
+    colors = np.where(same[order], SAME, OTHER)
     axis.axhline(0, color="0.9", linewidth=0.8, zorder=0)
     axis.axvline(0, color="0.9", linewidth=0.8, zorder=0)
-    axis.scatter(cloud.x[order], cloud.y[order], s=size, c=colours, alpha=alpha, linewidths=0, rasterized=True)
-    for name, colour in zip(names, (SAME, OTHER), strict=True):
-        axis.scatter([], [], s=24, c=colour, linewidths=0, label=name)
+    axis.scatter(cloud.x[order], cloud.y[order], s=size, c=colors, alpha=alpha, linewidths=0, rasterized=True)
+    for name, color in zip(names, (SAME, OTHER), strict=True):
+        axis.scatter([], [], s=24, c=color, linewidths=0, label=name)
     low_x, high_x = _limits(cloud.x)
     low_y, high_y = _limits(cloud.y)
     ends = [min(low_x, low_y), max(high_x, high_y)]

@@ -1,4 +1,4 @@
-"""First and second derivatives of per-example losses in the parameters, by the fastest route a model allows.
+"""First and second derivatives of per-example losses in the parameters, in the fastest mode that a model allows.
 
 `forward` pushes tangents through the model (torch.func jvp under vmap): nothing per example is ever held. `reverse`
 needs only that the loss can be differentiated twice by ordinary autograd, which custom kernels and data-dependent
@@ -82,7 +82,7 @@ class ReverseMode:
 
 
 def _backward(output: Tensor, of: Tensor, weight: Tensor, again: bool) -> Tensor:
-    # a loss that is linear in the parameters has no second derivative: autograd says so with None
+    # a loss that is linear in the parameters has no second derivative, for which autograd returns None
     (found,) = torch.autograd.grad(output, of, weight, retain_graph=again, allow_unused=True)
     return torch.zeros_like(of) if found is None else found
 
@@ -91,7 +91,9 @@ OPERATIONS = ("gradient", "hvp", "directional", "example_gradients")
 
 
 class Derivatives:
-    """Each operation by the route that the model allows; `routes` says which: operation -> forward or reverse.
+    """Each operation in the mode of automatic differentiation that the model allows.
+
+    ad_mode: operation -> "forward" or "reverse".
 
     gradient(theta_p, batch) -> (p,): sum over the batch. hvp(theta_p, batch, vectors_kp) -> (K, p): sum over the batch
     of Hessian times vector. directional(...) -> (K, B): each example's gradient times each vector.
@@ -103,21 +105,24 @@ class Derivatives:
         forward, reverse = ForwardMode(losses), ReverseMode(losses)
         vectors_kp = torch.stack([torch.linspace(-1, 1, len(theta_p)).to(theta_p), torch.ones_like(theta_p)])
         arguments = {"hvp": (vectors_kp,), "directional": (vectors_kp,)}
-        self.routes = {
+        self.ad_mode = {
             name: "forward" if _agree(forward, reverse, name, theta_p, batch, *arguments.get(name, ())) else "reverse"
             for name in OPERATIONS
         }
         chosen = {"forward": forward, "reverse": reverse}
         self.gradient, self.hvp, self.directional, self.example_gradients = (
-            getattr(chosen[self.routes[name]], name) for name in OPERATIONS
+            getattr(chosen[self.ad_mode[name]], name) for name in OPERATIONS
         )
+
+
+UNSUPPORTED = (RuntimeError, NotImplementedError, ValueError, TypeError, AssertionError)  # what torch.func may raise
 
 
 def _agree(forward: ForwardMode, reverse: ReverseMode, name: str, *arguments: Any) -> bool:
     """Whether forward mode runs and gives what reverse mode gives: a kernel's tangent may differ from its gradient."""
     try:
         found = getattr(forward, name)(*arguments)
-    except (RuntimeError, NotImplementedError, ValueError, TypeError, AssertionError):  # what torch.func refuses with
+    except UNSUPPORTED:
         return False
     wanted = getattr(reverse, name)(*arguments)
     return bool((found - wanted).norm() <= 1e-3 * wanted.norm() + 1e-12)

@@ -1,4 +1,4 @@
-"""Which examples: those of a data module's split in a fixed order, or of one batch at hand; read in batches."""
+"""Sets of examples, of a data module's split or of one batch, read in batches."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from quintet.common.errors import UserError
@@ -19,10 +20,12 @@ class Examples:
     indices: positions in the split, null for all of it. Errors: UserError for one that the split does not have.
     """
 
-    def __init__(self, source: Any, split: str, indices: Sequence[int] | None = None, name: str = "queries") -> None:
+    def __init__(
+        self, source: Any, split: str, indices: Sequence[int] | NDArray[np.int64] | None = None, name: str = "queries"
+    ) -> None:
         total = source.num_examples(split)
         self.source, self.split = source, split
-        self.indices = np.arange(total) if indices is None else np.asarray(list(indices), np.int64)
+        self.indices = np.arange(total) if indices is None else np.asarray(indices, np.int64)
         outside = self.indices[(self.indices < 0) | (self.indices >= total)]
         if len(outside):
             raise UserError(f"{name} has index {outside[0]}: the {split} split has {total} examples, counted from 0")
@@ -44,7 +47,7 @@ class Examples:
 
     def batches(self, size: int, dtype: torch.dtype, device: torch.device | str = "cpu",
                 rank: int = 0, world: int = 1, keep: bool = True) -> Iterator[tuple[slice, Any]]:  # fmt: skip
-        """(positions, batch) of this rank's share: whole batches dealt out in turn; kept for the next time if small."""
+        """(positions, batch) of this rank's share, every world-th batch; kept in memory for the next sweep if small."""
         places = [slice(a, min(a + size, len(self))) for a in range(0, len(self), size)][rank::world]
         key = (size, dtype, str(device), rank, world)
         if key in self._resident:
@@ -84,7 +87,7 @@ class _OneBatch:
 
 
 def expand_images(batch: Any) -> Any:
-    """A batch whose parts have a row for every example: captions that share an image have it once each."""
+    """A batch in which captions that share an image have a copy each, so that every tensor has a row an example."""
     return batch.expand_images() if hasattr(batch, "expand_images") else batch
 
 

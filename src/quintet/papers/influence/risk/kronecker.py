@@ -71,15 +71,15 @@ class KroneckerCurvature:
                 found[:, place] = result_kof[:, :, -1]
         return found
 
-    def root(self, vectors_kp: Tensor) -> Tensor:
+    def sqrt(self, vectors_kp: Tensor) -> Tensor:
         """R of (curvature + ridge)^-1 = R R^T."""
         return self.power(vectors_kp, -0.5)
 
-    root_transposed = root
+    sqrt_transposed = sqrt
 
 
 class LayerTape:
-    """Watches the layers of a module while losses are computed, and reads their per-example inputs and gradients.
+    """Records per-example inputs and output gradients of a module's layers while losses are computed.
 
     Only layers whose weight is chosen are watched; a bias that is not chosen is left out.
     """
@@ -93,7 +93,7 @@ class LayerTape:
                 self.layers[name] = layer
         self.with_bias = {name: f"{name}.bias" in names for name in self.layers}
 
-    def watch(self, module: nn.Module, batch: Any) -> dict[str, list[tuple[Tensor, Tensor]]]:
+    def watch(self, module: Any, batch: Any) -> dict[str, list[tuple[Tensor, Tensor]]]:
         """Layer name -> [(inputs (B, T, F), gradients (B, T, O))], one entry for each time the layer was called."""
         calls: list[tuple[str, Tensor, Tensor]] = []
         hooks = [
@@ -121,6 +121,7 @@ def positions(layer: nn.Module, given: Tensor, gradient: Tensor, with_bias: bool
         inputs, slopes = given.flatten(1, -2) if given.dim() > 2 else given[:, None], gradient
         slopes = slopes.flatten(1, -2) if slopes.dim() > 2 else slopes[:, None]
     else:
+        assert isinstance(layer, nn.Conv1d | nn.Conv2d)
         inputs, slopes = patches(layer, given), gradient.flatten(2).mT
     if with_bias:
         inputs = torch.cat([inputs, torch.ones_like(inputs[..., :1])], -1)
@@ -129,7 +130,7 @@ def positions(layer: nn.Module, given: Tensor, gradient: Tensor, with_bias: bool
 
 
 def patches(layer: nn.Conv1d | nn.Conv2d, given: Tensor) -> Tensor:
-    """What each output position of a convolution sees, (B, T, F), in the order of its weight."""
+    """The input patch of each output position of a convolution, (B, T, F), in the order of its weight."""
     flat = layer.kernel_size if len(layer.kernel_size) == 2 else (1, *layer.kernel_size)
     if isinstance(layer, nn.Conv1d):
         given = given.unsqueeze(2)
@@ -147,8 +148,8 @@ def fit_factors(risk: Any, generator: torch.Generator) -> list[KroneckerFactor]:
     """
     state = generator.get_state()
     tape = LayerTape(risk.module, risk.selection)
-    inputs_ff: dict[str, Tensor] = defaultdict(float)
-    slopes_oo: dict[str, Tensor] = defaultdict(float)
+    inputs_ff: dict[str, Any] = defaultdict(float)  # sums of tensors
+    slopes_oo: dict[str, Any] = defaultdict(float)
     keep = len(risk.train) * risk.num_params * risk.theta.element_size() <= budget(risk.device) // 2
     kept: list[dict] = []
     for calls in _sweep(risk, tape, generator):
@@ -158,9 +159,11 @@ def fit_factors(risk: Any, generator: torch.Generator) -> list[KroneckerFactor]:
                 slopes_oo[name] = slopes_oo[name] + torch.einsum("bto,btn->on", slopes, slopes)
         if keep:
             kept.append({name: condensed(parts) for name, parts in calls.items()})
-    bases = {name: tuple(torch.linalg.eigh(risk.mean(m))[1] for m in (inputs_ff[name], slopes_oo[name]))
-             for name in inputs_ff}  # fmt: skip
-    second: dict[str, Tensor] = defaultdict(float)
+    bases = {
+        name: (torch.linalg.eigh(risk.mean(inputs_ff[name]))[1], torch.linalg.eigh(risk.mean(slopes_oo[name]))[1])
+        for name in inputs_ff
+    }
+    second: dict[str, Any] = defaultdict(float)
     generator.set_state(state)  # the labels of a second sweep are those of the first
     for calls in kept if keep else _sweep(risk, tape, generator):
         for name, parts in calls.items():
@@ -168,15 +171,19 @@ def fit_factors(risk: Any, generator: torch.Generator) -> list[KroneckerFactor]:
             gradient_bof = sum((s @ basis_out).mT @ (a @ basis_in) for a, s in parts)
             second[name] = second[name] + gradient_bof.square().sum(0)
     biases = {name: f"{name}.bias" if tape.with_bias[name] else None for name in bases}
-    return [KroneckerFactor(f"{n}.weight", biases[n], *bases[n], risk.mean(second[n])) for n in bases]
+    return [
+        KroneckerFactor(f"{name}.weight", biases[name], basis_in, basis_out, risk.mean(second[name]))
+        for name, (basis_in, basis_out) in bases.items()
+    ]
 
 
 def condensed(parts: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-    """Inputs and slopes of a layer's calls -> the same gradients (B, O, F), sums of s^T a, by as few numbers as any."""
+    """Inputs and slopes of a layer's calls -> the same gradients (B, O, F), sums of s^T a, in the most compact form."""
     features, outputs = parts[0][0].shape[2], parts[0][1].shape[2]
     if sum(inputs.shape[1] for inputs, _ in parts) * (features + outputs) <= features * outputs:
         return parts
-    return [(sum(slopes.mT @ inputs for inputs, slopes in parts), torch.eye(outputs).to(parts[0][1])[None])]
+    gradient_bof = torch.stack([slopes.mT @ inputs for inputs, slopes in parts]).sum(0)
+    return [(gradient_bof, torch.eye(outputs).to(parts[0][1])[None])]
 
 
 def _sweep(risk: Any, tape: LayerTape, generator: torch.Generator) -> Iterator[dict]:

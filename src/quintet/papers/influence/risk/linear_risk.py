@@ -1,9 +1,9 @@
 """The risk of a model whose outputs are linear in the parameters: every derivative is a few large matrix products.
 
 With outputs z_i = W x_i the gradient of example i is d_i x_i^T and its Hessian D_i (x) x_i x_i^T, where d_i and D_i are
-the loss's first and second derivative in z: no approximation, and the numbers of `EmpiricalRisk`. It is what makes
-55,000 training points of MNIST quick. Legend: B examples, F features (a column of ones last when there is a bias),
-C outputs, K vectors, p = C * F parameters.
+the loss's first and second derivative in z: no approximation, and the numbers of `EmpiricalRisk`. This makes
+all 55,000 training images of MNIST affordable.
+Legend: B examples, F features (a column of ones last when there is a bias), C outputs, K vectors, p = C * F parameters.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.func import grad, vjp
 
-from quintet.papers.influence.cnn.compiled_risk import CompiledRisk
 from quintet.papers.influence.risk.examples import Examples
 from quintet.papers.influence.risk.kronecker import KroneckerFactor
 from quintet.papers.influence.risk.one_layer import OneLayer
@@ -27,7 +26,7 @@ PRODUCT = 16 << 20  # numbers of an intermediate (B, K * C)
 
 
 class LinearParts(NamedTuple):
-    """What a linear module says of a batch (`module.linear_parts(batch)`)."""
+    """A linear module's view of a batch, from `module.linear_parts(batch)`."""
 
     design: Tensor  # (B, F) features, without a column for the bias
     weight: str  # name of the (C, F) parameter; outputs = design @ weight.T + bias
@@ -59,7 +58,11 @@ class LinearRisk(OneLayer):
             parts = self.module.linear_parts(batch)
             design_bf = self.with_ones(parts.design)
             z_bc = design_bf @ self.matrix(self.theta[None])[0].T
-            slope_bc, pull = vjp(grad(lambda z: parts.losses(z).sum()), z_bc)
+
+            def total_loss(outputs_bc: Tensor) -> Tensor:
+                return parts.losses(outputs_bc).sum()
+
+            slope_bc, pull = vjp(grad(total_loss), z_bc)[:2]
             rows = [pull(axis.expand_as(z_bc))[0] for axis in torch.eye(z_bc.shape[1]).to(z_bc)]
             return LinearBatch(design_bf, parts.losses(z_bc), slope_bc, torch.stack(rows, 1))
 
@@ -67,7 +70,7 @@ class LinearRisk(OneLayer):
         return self.prepared(batch).losses
 
     def batches(self) -> Iterator[tuple[slice, LinearBatch]]:
-        """This rank's share, linearised once."""
+        """This rank's share, linearized once."""
         if not self._parts:
             rank, world = ranks()
             raw = self.train.batches(self.batch_size, self.dtype, self.device, rank, world, keep=False)
@@ -125,12 +128,12 @@ class LinearRisk(OneLayer):
         return found + torch.diag(self.penalty_hvp(torch.ones_like(self.theta)[None])[0])
 
     def sample(self, count: int, seed: int) -> Sample:
-        """This rank's share of `count` examples, drawn by how much they bend the risk."""
+        """This rank's share of `count` examples, drawn in proportion to the trace of their Hessian."""
         batches = [batch for _, batch in self.batches()]
         empty = self._zeros().new_empty
         parts = [Sample(empty(0, self._zeros().shape[1]), empty(0, self.num_outputs, self.num_outputs), empty(0))]
-        bend = [b.curvature.diagonal(dim1=1, dim2=2).sum(1) * b.design.norm(dim=1) ** 2 for b in batches]
-        rows_m, weight_m = draw(torch.cat([*bend, empty(0)]), max(1, count // ranks()[1]), seed)
+        traces = [b.curvature.diagonal(dim1=1, dim2=2).sum(1) * b.design.norm(dim=1) ** 2 for b in batches]
+        rows_m, weight_m = draw(torch.cat([*traces, empty(0)]), max(1, count // ranks()[1]), seed)
         start = 0
         for batch in batches:
             here = (rows_m >= start) & (rows_m < start + len(batch.losses))
@@ -153,7 +156,6 @@ class LinearRisk(OneLayer):
 
 
 def make_risk(module: Any, train: Examples, params: Any = "*", batch_size: int | None = None) -> EmpiricalRisk:
-    """The risk by the quickest route: matrix products for a linear model, derivatives of the model otherwise."""
-    kinds = (LinearRisk, SoftmaxRisk, CompiledRisk)
-    cls = next((cls for cls in kinds if cls.applies(module, train, params)), EmpiricalRisk)
+    """The risk in the fastest way: matrix products for a linear model, derivatives of the model otherwise."""
+    cls = next((cls for cls in (LinearRisk, SoftmaxRisk) if cls.applies(module, train, params)), EmpiricalRisk)
     return cls(module, train, params) if batch_size is None else cls(module, train, params, batch_size)

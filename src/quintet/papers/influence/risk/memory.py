@@ -1,4 +1,4 @@
-"""How many examples, and how many vectors with them, derivatives may take at once within a budget of memory."""
+"""How many examples and vectors to take derivatives of at once within a memory budget."""
 
 from collections.abc import Callable
 
@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 BUDGET = 2 << 30  # bytes on a CPU; of a GPU an eighth
-MOST = 512  # examples: more is no faster
+MOST = 512  # examples: more are not faster
 VECTORS = 8  # that a batch of examples leaves room for
 
 
 def saved_bytes(losses: Callable[[Tensor], Tensor], theta_p: Tensor) -> int:
     """What autograd keeps for the backward pass of these losses, the parameters themselves left out."""
-    theta, kept = theta_p.detach().requires_grad_(), {}
+    theta = theta_p.detach().requires_grad_()
+    kept: dict[int, int] = {}
 
     def note(part: Tensor) -> Tensor:
         own, whole = part.numel() * part.element_size(), part.untyped_storage()

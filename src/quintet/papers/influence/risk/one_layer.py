@@ -1,4 +1,4 @@
-"""What the risks of a single linear layer share: its parameters as a matrix.
+"""Base class for the risks of a single linear layer, whose parameters form a matrix.
 
 Legend: F features (a column of ones last when there is a bias), C outputs, K vectors, p = C * F parameters.
 """
@@ -13,23 +13,26 @@ from quintet.papers.influence.risk.risk import EmpiricalRisk
 
 
 class OneLayer(EmpiricalRisk):
-    """A risk whose chosen parameters are the weight and the bias of one linear layer; `asks` the module about it."""
+    """A risk whose chosen parameters are the weight and the bias of one linear layer.
 
-    asks = "linear_parts"  # a method of the module: batch -> what has `weight` and `bias`, their names; or None
+    described_by: name of the module's method batch -> parts with `weight` and `bias`, the parameter names; or None.
+    """
+
+    described_by = "linear_parts"
 
     def __init__(self, module: Any, train: Examples, params: Any = "*", batch_size: int = 4096) -> None:
         super().__init__(module, train, params, batch_size)
-        parts = getattr(module, self.asks)(self.read(train, slice(0, 1)))
+        parts = getattr(module, self.described_by)(self.read(train, slice(0, 1)))
         self.weight, self.bias = parts.weight, parts.bias
         self.num_outputs = self.selection.shapes[self.selection.names.index(self.weight)][0]
 
     @classmethod
     def applies(cls, module: Any, train: Examples, params: Any) -> bool:
         """Whether the module is linear and its weight and bias are just what was chosen."""
-        if not callable(getattr(module, cls.asks, None)):
+        if not callable(getattr(module, cls.described_by, None)):
             return False
         probe = EmpiricalRisk(module, train, params, batch_size=1)
-        parts = getattr(module, cls.asks)(probe.read(train, slice(0, 1)))
+        parts = getattr(module, cls.described_by)(probe.read(train, slice(0, 1)))
         return parts is not None and set(probe.selection.names) == {parts.weight, parts.bias} - {None}
 
     def matrix(self, vectors_kp: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The empirical risk of a trained model over its training examples, and its derivatives in the chosen parameters.
 
-Koh & Liang 2017, section 2: theta minimises R(theta) = (1/n) sum L(z_i, theta), where L includes the L2 term.
+Koh & Liang 2017, section 2: theta minimizes R(theta) = (1/n) sum L(z_i, theta), where L includes the L2 term.
 Legend: n training examples, B of a batch, K vectors, p chosen parameters.
 """
 
@@ -49,13 +49,14 @@ class EmpiricalRisk:
                 f"{type(module).__name__} has no example_losses(batch) -> (B,): influence functions need each example's"
                 " loss; add that method to the module"
             )
-        self.module, self.train = module.eval(), train
+        self.module: Any = module.eval()
+        self.train = train
         self.selection = Selection(module, params)
         self.theta = self.selection.read(module)
         self.dtype, self.device = self.theta.dtype, self.theta.device
         self._call = _Call(module)
         self._decay = weight_decay(module)
-        self._mode: Derivatives | None = None
+        self._derivatives: Derivatives | None = None
         self.batch_size = batch_size or examples_at_once(
             self.example_bytes, self.num_params, self.theta.element_size(), self.device
         )
@@ -66,13 +67,13 @@ class EmpiricalRisk:
         return self.selection.num_params
 
     @property
-    def mode(self) -> Derivatives:
-        """How derivatives are taken, found out on the first examples (one, where one is all that a batch holds)."""
-        if self._mode is None:
+    def derivatives(self) -> Derivatives:
+        """Derivatives in the mode that works on the first examples (one, where a batch holds only one)."""
+        if self._derivatives is None:
             with self._quiet():
                 few = self.read(self.train, slice(0, min(3, self.batch_size)))
-                self._mode = Derivatives(self.losses, self.theta, few)
-        return self._mode
+                self._derivatives = Derivatives(self.losses, self.theta, few)
+        return self._derivatives
 
     @cached_property
     def example_bytes(self) -> int:
@@ -81,7 +82,7 @@ class EmpiricalRisk:
         with self._quiet():
             return saved_bytes(lambda theta_p: self.losses(theta_p, few), self.theta) // min(3, len(self.train))
 
-    def read(self, examples: Examples, rows: slice | Tensor) -> Any:
+    def read(self, examples: Examples, rows: slice | Tensor | Sequence[int]) -> Any:
         """Examples as a batch in the model's precision."""
         return examples.read(rows, self.dtype, self.device)
 
@@ -101,17 +102,6 @@ class EmpiricalRisk:
             total = losses_b.sum() if weight_b is None else losses_b @ weight_b.to(losses_b)
             return float(total.detach()), torch.autograd.grad(total, theta)[0]
 
-    def curvature_rows(self, batch: Any) -> Iterator[Tensor]:
-        """Rows whose products sum to the batch's Gauss-Newton matrix, of a classifier: for each class c its (B, p).
-
-        They are sqrt(q_ic) g_ic, with q_ic the model's chance of class c and g_ic the gradient of example i had it c.
-        """
-        with torch.no_grad():
-            chances_bc = self.module.predict_proba(batch)
-        for label, chance_b in enumerate(chances_bc.T):
-            had_it = batch._replace(labels=torch.full_like(batch.labels, label))
-            yield self.example_gradients(had_it) * chance_b.sqrt()[:, None]
-
     def penalty(self, theta_p: Tensor) -> Tensor:
         """The L2 term at any parameters, a scalar."""
         explicit = 0.5 * self._decay * theta_p.square().sum()
@@ -130,7 +120,7 @@ class EmpiricalRisk:
 
     def value(self) -> float:
         """R itself."""
-        total = sum(self.batch_losses(batch).sum() for _, batch in self.batches())
+        total = sum((self.batch_losses(batch).sum() for _, batch in self.batches()), self.theta.new_zeros(()))
         with torch.no_grad():
             return float(self.mean(total) + self.penalty(self.theta))
 
@@ -139,7 +129,7 @@ class EmpiricalRisk:
         total = torch.zeros_like(self.theta)
         with self._quiet():
             for _, batch in self.batches():
-                total += self.mode.gradient(self.theta, batch)
+                total += self.derivatives.gradient(self.theta, batch)
         return self.mean(total) + self.penalty_gradient()
 
     def penalty_gradient(self) -> Tensor:
@@ -157,7 +147,7 @@ class EmpiricalRisk:
 
     def batch_hvp(self, batch: Any, vectors_kp: Tensor) -> Tensor:
         """Sum of the examples' Hessians, without the L2 term, times each vector, (K, p)."""
-        return torch.cat([self.mode.hvp(self.theta, batch, part) for part in self._split(batch, vectors_kp)])
+        return torch.cat([self.derivatives.hvp(self.theta, batch, part) for part in self._split(batch, vectors_kp)])
 
     def penalty_hvp(self, vectors_kp: Tensor) -> Tensor:
         """Hessian of the L2 term times each vector, (K, p)."""
@@ -168,15 +158,19 @@ class EmpiricalRisk:
         """grad L(z_i), without its L2 term, times each vector, (K, B)."""
         with self._quiet():
             if self._gradients_pay(batch, len(vectors_kp)):
-                return vectors_kp @ self.mode.example_gradients(self.theta, batch).T
+                return vectors_kp @ self.derivatives.example_gradients(self.theta, batch).T
             return torch.cat(
-                [self.mode.directional(self.theta, batch, part) for part in self._split(batch, vectors_kp)]
+                [self.derivatives.directional(self.theta, batch, part) for part in self._split(batch, vectors_kp)]
             )
 
     def _gradients_pay(self, batch: Any, vectors: int) -> bool:
         """Whether the examples' gradients, about the work of MANY tangents, are quicker than one tangent a vector."""
         size = len(tensors(batch)[0]) * self.num_params * self.theta.element_size()
-        return vectors >= MANY and self.mode.routes["example_gradients"] == "forward" and size <= budget(self.device)
+        return (
+            vectors >= MANY
+            and self.derivatives.ad_mode["example_gradients"] == "forward"
+            and size <= budget(self.device)
+        )
 
     def _split(self, batch: Any, vectors_kp: Tensor) -> Sequence[Tensor]:
         """As many vectors at a time as memory allows."""
@@ -185,7 +179,7 @@ class EmpiricalRisk:
     def example_gradients(self, batch: Any) -> Tensor:
         """grad L(z_i) without its L2 term, (B, p)."""
         with self._quiet():
-            return self.mode.example_gradients(self.theta, batch)
+            return self.derivatives.example_gradients(self.theta, batch)
 
     def batches(self) -> Iterator[tuple[slice, Any]]:
         """This rank's share of the training examples."""
@@ -214,7 +208,7 @@ def has_recurrence(module: nn.Module) -> bool:
 
 
 def weight_decay(module: nn.Module) -> float:
-    """lambda that only the optimiser knows: Adam's weight decay is the gradient of an L2 term, AdamW's is not."""
+    """lambda that only the optimizer knows: Adam's weight decay is the gradient of an L2 term, AdamW's is not."""
     config = getattr(module, "optimizer_config", None)
     return 0.0 if getattr(config, "name", None) == "adamw" else float(getattr(config, "weight_decay", 0.0))
 

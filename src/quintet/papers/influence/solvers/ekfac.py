@@ -15,7 +15,7 @@ from quintet.papers.influence.solvers.interface import InverseHessian, Solver
 class Ekfac(Solver):
     """seed: of the labels sampled from the model's prediction.
 
-    residual: says how far the approximation is off, for a product with the Hessian a query, which is most of the time.
+    residual: measures the error of the approximation by one Hessian-vector product a query, which is most of the time.
     """
 
     seed: int = 0

@@ -1,4 +1,4 @@
-"""What every solver promises: x = (H + damping I)^-1 v for many v at once, with an account of how well."""
+"""The interface of all solvers: x = (H + damping I)^-1 v for many v at once, with the residual reached."""
 
 import time
 from abc import ABC, abstractmethod
@@ -25,18 +25,18 @@ class Solution:
     seconds: float
 
 
-class Root(Protocol):
-    """R for a preconditioner M with M^-1 = R R^T."""
+class Preconditioner(Protocol):
+    """M, near the Hessian + damping I, as R with M^-1 = R R^T: a square root of the inverse."""
 
-    def root(self, vectors_kp: Tensor) -> Tensor:
+    def sqrt(self, vectors_kp: Tensor) -> Tensor:
         """R times each vector, (K, p)."""
 
-    def root_transposed(self, vectors_kp: Tensor) -> Tensor:
+    def sqrt_transposed(self, vectors_kp: Tensor) -> Tensor:
         """R^T times each vector, (K, p)."""
 
 
 class InverseHessian(ABC):
-    """What a solver has prepared for one risk: a factorisation, a preconditioner, a subspace."""
+    """What a solver prepares once for a risk: a factorization, a preconditioner, a subspace."""
 
     def __init__(self, risk: EmpiricalRisk, damping: float, residual: bool = True) -> None:
         self.risk, self.damping, self.residual = risk, damping, residual

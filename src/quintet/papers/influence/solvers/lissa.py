@@ -55,7 +55,7 @@ class Series(InverseHessian):
         self.settings = settings
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.parts: list[LinearBatch] = []
-        if isinstance(risk, LinearRisk) and ranks()[1] == 1:  # linearised once: a draw is then a look-up
+        if isinstance(risk, LinearRisk) and ranks()[1] == 1:  # linearized once: a draw is then a look-up
             self.parts = [batch for _, batch in risk.batches()]
             self.decay_p = risk.penalty_hvp(torch.ones_like(risk.theta)[None])[0]  # the L2 term's Hessian is diagonal
         self.scale = settings.scale or 1.25 * self._largest_eigenvalue()
@@ -69,7 +69,7 @@ class Series(InverseHessian):
     def _draw(self) -> object:
         rows = torch.randint(len(self.risk.train), (self.settings.batch_size,), generator=self.generator)
         if not self.parts:
-            return self.risk.prepared(self.risk.read(self.risk.train, rows.numpy()))
+            return self.risk.prepared(self.risk.read(self.risk.train, rows))
         part, row = rows // self.risk.batch_size, (rows % self.risk.batch_size).to(self.risk.device)
         found = [rows_of(self.parts[k], row[part == k]) for k in part.unique().tolist()]
         return found[0] if len(found) == 1 else LinearBatch(*(torch.cat(parts) for parts in zip(*found, strict=True)))

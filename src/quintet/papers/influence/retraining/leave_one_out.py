@@ -1,12 +1,11 @@
-"""Leave-one-out retraining, what influence functions predict: the true change of losses when an example was not there.
+"""Leave-one-out retraining: the true change of losses without an example, which influence functions predict.
 
 Warm-started at the trained parameters and resumable. A control is retrained in the same way with all examples, and the
-change is counted from it: what training on would have changed anyway is not put down to the removal.
+change is counted from it: so what more training changes anyway is not attributed to the removal.
 Legend: K removals, M measured losses, p parameters.
 """
 
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,12 +17,11 @@ from torch import Tensor
 
 from quintet.common.checkpoints import weights_digest
 from quintet.common.errors import UserError
-from quintet.data.store import digest
-from quintet.papers.influence.fit.preconditioned import NAMES
-from quintet.papers.influence.retrain.chord_newton import ChordNewton, linear
-from quintet.papers.influence.retrain.control import Adam, Lbfgs
-from quintet.papers.influence.retrain.hinge_path import HingePath, is_hinge
-from quintet.papers.influence.retrain.refit import Refit, Refitted, Removal
+from quintet.papers.influence.kept import KeptResults
+from quintet.papers.influence.retraining.chord_newton import ChordNewton, linear
+from quintet.papers.influence.retraining.hinge_path import HingePath, is_hinge
+from quintet.papers.influence.retraining.interface import Refit, Refitted, Removal
+from quintet.papers.influence.retraining.optimizers import Adam, Lbfgs
 from quintet.papers.influence.risk.examples import Examples
 from quintet.papers.influence.risk.linear_risk import LinearRisk, make_risk
 from quintet.papers.influence.risk.risk import EmpiricalRisk
@@ -39,15 +37,14 @@ class RetrainConfig:
     """How to retrain.
 
     auto: hinge for a linear SVM fitted with the hinge itself, newton for other linear models, lbfgs for the rest.
-    tolerance: of the gradient's norm (newton, lbfgs). max_iterations, preconditioner: of lbfgs. The others are adam's.
+    tolerance: of the gradient's norm (newton, lbfgs). max_iterations: of lbfgs. The others are adam's.
     """
 
     method: str = "auto"
     tolerance: float = 1e-8
     max_iterations: int = 1000
-    preconditioner: str = "none"
-    steps: int = 1000
-    lr: float = 1e-5
+    steps: int = 30_000
+    lr: float = 1e-6
     batch_size: int = 500
     together: int = 1
     seed: int = 0
@@ -55,8 +52,6 @@ class RetrainConfig:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise UserError(f"retrain.method={self.method!r} is unknown: use one of {', '.join(METHODS)}")
-        if self.preconditioner not in NAMES:
-            raise UserError(f"retrain.preconditioner={self.preconditioner!r} is unknown: use one of {', '.join(NAMES)}")
         for key in ("max_iterations", "steps", "batch_size", "together"):
             if getattr(self, key) < 1:
                 raise UserError(f"retrain.{key}={getattr(self, key)}: give 1 or more")
@@ -67,7 +62,7 @@ class RetrainConfig:
 
 @dataclass(frozen=True)
 class Retraining:
-    """What leaving each example out does."""
+    """The effect of leaving each example out."""
 
     removals: list[int]  # positions in the training examples
     delta_test_loss: Tensor  # (K, M) change of each loss against the control's; > 0: removing it raises the loss
@@ -114,14 +109,14 @@ def retrain(
     config = config or RetrainConfig()
     wanted = checked(removals, len(risk.train))
     method, refit = build_refit(config, risk)
-    store = RemovalStore(cache_dir, risk, method, config, measured)
-    found = {removal: store.load(removal) for removal in (None, *wanted)}
-    found = {removal: kept for removal, kept in found.items() if kept and ("theta" in kept or not keep_params)}
+    store = kept_removals(cache_dir, risk, method, config, measured)
+    saved = {removal: store.load(file_name(removal)) for removal in (None, *wanted)}
+    found = {removal: kept for removal, kept in saved.items() if kept and ("theta" in kept or not keep_params)}
     missing = [removal for removal in (None, *wanted) if removal not in found]
     started = time.perf_counter()
     for done, refitted in enumerate(refit.run(risk, missing) if missing else (), 1):
         found[refitted.removal] = record(refitted, measure, keep_params)
-        store.save(refitted.removal, found[refitted.removal])
+        store.save(file_name(refitted.removal), found[refitted.removal])
         if done * 10 // len(missing) > (done - 1) * 10 // len(missing):
             log.info("retrained %d of %d, %.0f s", done, len(missing), time.perf_counter() - started)
     seconds = time.perf_counter() - started if missing else 0.0
@@ -149,9 +144,9 @@ def checked(removals: Sequence[int], count: int) -> list[int]:
     if outside:
         raise UserError(f"cannot leave out example {outside[0]}: there are {count} training examples, counted from 0")
     if len(set(wanted)) < len(wanted):
-        raise UserError("an example is to be left out twice: name each once")
+        raise UserError("an example is listed twice among those to leave out: list each once")
     if count < 2:
-        raise UserError("there is one training example: nothing is left without it")
+        raise UserError("there is only one training example: it cannot be left out")
     return wanted
 
 
@@ -170,11 +165,11 @@ def build_refit(config: RetrainConfig, risk: EmpiricalRisk) -> tuple[str, Refit]
         why = "has no gradient at its corner: use auto or hinge" if corner else "is not the hinge: use auto or newton"
         raise UserError(f"retrain.method={method}: the loss of {name} {why}")
     if risk.dtype != torch.float64 and method == "lbfgs":
-        log.warning("retraining in %s, whose gradients are good to about 1e-6 only: see model.dtype", risk.dtype)
+        log.warning("retraining in %s, whose gradients are accurate to about 1e-6 only: see model.dtype", risk.dtype)
     if method == "newton":
         return method, ChordNewton(config.tolerance, max_iterations=config.max_iterations)
     if method == "lbfgs":
-        return method, Lbfgs(config.tolerance, config.max_iterations, preconditioner=config.preconditioner)
+        return method, Lbfgs(config.tolerance, config.max_iterations)
     if method == "adam":
         return method, Adam(config.steps, config.lr, config.batch_size, config.together, config.seed)
     return method, HingePath()
@@ -187,6 +182,21 @@ def record(refitted: Refitted, measure: Measure, keep_params: bool) -> dict[str,
     return kept | ({"theta": refitted.theta.cpu()} if keep_params else {})
 
 
+def kept_removals(cache_dir: Path | None, risk: EmpiricalRisk, method: str, config: RetrainConfig,
+                  measured: Sequence[str]) -> KeptResults:  # fmt: skip
+    """A file for each finished removal, for exactly these weights, examples and settings."""
+    with torch.no_grad():  # the L2 term and the loss are not part of the weights, so their values identify them
+        values = risk.penalty(risk.theta), risk.losses(risk.theta, risk.read(risk.train, slice(0, 1)))[0]
+    settings = asdict(config) | {"method": method, "risk": [f"{float(value):.5g}" for value in values]}
+    depends_on = [FORMAT, weights_digest(risk.module), risk.selection.names, risk.train.fingerprint(), settings,
+                  list(measured)]  # fmt: skip
+    return KeptResults(cache_dir, depends_on)
+
+
+def file_name(removal: Removal) -> str:
+    return "control" if removal is None else f"without_{removal:09d}"
+
+
 class QueryLosses:
     """Losses of the queries, without the L2 term, at any parameters; in float64 where the model is linear."""
 
@@ -196,47 +206,14 @@ class QueryLosses:
     def __call__(self, theta_p: Tensor) -> Tensor:
         risk = self.risk
         if isinstance(risk, LinearRisk):
-            return torch.cat([self._linear(theta_p.double(), batch) for batch in self._batches()])
+            return torch.cat([self._linear(risk, theta_p.double(), batch) for batch in self._batches()])
         with torch.no_grad():
             return torch.cat([risk.losses(theta_p.to(risk.theta), batch) for batch in self._batches()])
 
     def _batches(self) -> Any:
         return (batch for _, batch in self.queries.batches(self.risk.batch_size, self.risk.dtype, self.risk.device))
 
-    def _linear(self, theta_p: Tensor, batch: Any) -> Tensor:
-        design_bf, losses = linear(self.risk, batch)
+    def _linear(self, risk: LinearRisk, theta_p: Tensor, batch: Any) -> Tensor:
+        design_bf, losses = linear(risk, batch)
         with torch.no_grad():
-            return losses(design_bf @ self.risk.matrix(theta_p[None])[0].T)
-
-
-class RemovalStore:
-    """A file for each finished removal, in a folder for exactly these weights, examples and settings (null: none)."""
-
-    def __init__(self, cache_dir: Path | None, risk: EmpiricalRisk, method: str, config: RetrainConfig,
-                 measured: Sequence[str]) -> None:  # fmt: skip
-        self.folder: Path | None = None
-        if cache_dir is None:
-            return
-        with torch.no_grad():  # L2 term and loss are no part of the weights
-            told = risk.penalty(risk.theta), risk.losses(risk.theta, risk.read(risk.train, slice(0, 1)))[0]
-        settings = asdict(config) | {"method": method, "risk": [f"{float(value):.5g}" for value in told]}
-        key = digest(FORMAT, weights_digest(risk.module), risk.selection.names, risk.train.fingerprint(), settings,
-                     list(measured))  # fmt: skip
-        self.folder = Path(cache_dir) / key
-        self.folder.mkdir(parents=True, exist_ok=True)
-
-    def _path(self, removal: Removal) -> Path:
-        return self.folder / ("control.pt" if removal is None else f"without_{removal:09d}.pt")
-
-    def load(self, removal: Removal) -> dict[str, Any] | None:
-        if self.folder is None or not self._path(removal).is_file():
-            return None
-        return torch.load(self._path(removal), map_location="cpu", weights_only=True)
-
-    def save(self, removal: Removal, kept: dict[str, Any]) -> None:
-        """Written aside and renamed, so that a kill leaves whole files only."""
-        if self.folder is None:
-            return
-        aside = self._path(removal).with_suffix(f".{os.getpid()}.tmp")
-        torch.save(kept, aside)
-        aside.replace(self._path(removal))
+            return losses(design_bf @ risk.matrix(theta_p[None])[0].T)

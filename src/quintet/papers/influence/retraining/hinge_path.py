@@ -8,8 +8,8 @@ from torch import Tensor
 
 from quintet.papers.influence.classifiers.losses import signs
 from quintet.papers.influence.fit.svm import fit_hinge, leave_out
-from quintet.papers.influence.retrain.chord_newton import linear
-from quintet.papers.influence.retrain.refit import Refitted, Removal
+from quintet.papers.influence.retraining.chord_newton import linear
+from quintet.papers.influence.retraining.interface import Refitted, Removal
 from quintet.papers.influence.risk.linear_risk import LinearRisk
 
 

@@ -13,54 +13,56 @@ from torch import Tensor
 from torch.func import vmap
 
 from quintet.common.errors import UserError
-from quintet.papers.influence.fit.preconditioned import minimise, root_of
-from quintet.papers.influence.retrain.refit import Refitted, Removal
+from quintet.papers.influence.retraining.interface import Refitted, Removal
 from quintet.papers.influence.risk.examples import rows_of, tensors
 from quintet.papers.influence.risk.risk import EmpiricalRisk, has_recurrence
-from quintet.papers.influence.solvers.interface import Root
 
 
 @dataclass
 class Lbfgs:
-    """Full-batch L-BFGS with a strong Wolfe line search until |gradient| <= tolerance, or max_iterations.
-
-    preconditioner: one of preconditioned.NAMES, taken once, at the risk's parameters: leaving one example out hardly
-    changes the curvature, so that each removal needs a few gradients only.
-    """
+    """Full-batch L-BFGS with a strong Wolfe line search until |gradient| <= tolerance, or max_iterations."""
 
     tolerance: float = 1e-8
     max_iterations: int = 1000
     history_size: int = 50
-    preconditioner: str = "none"
 
     def run(self, risk: EmpiricalRisk, removals: Sequence[Removal]) -> Iterator[Refitted]:
         """Refit without each of `removals`."""
-        root = root_of(risk, self.preconditioner)
-        theta = risk.theta.clone().requires_grad_()
-        whole = value_and_gradient(risk, theta, None), theta.grad
+        value, gradient_p = value_and_gradient(risk, risk.theta, None)
         for removal in removals:
-            yield self._one(risk, removal, root, less(risk, removal, *whole))
+            yield self._one(risk, removal, *less(risk, removal, value, gradient_p))
 
-    def _one(self, risk: EmpiricalRisk, removal: Removal, root: Root | None, start: tuple[float, Tensor]) -> Refitted:
-        def evaluate(theta_p: Tensor) -> tuple[float, Tensor]:
-            if torch.equal(theta_p, risk.theta):
-                return start
-            theta = theta_p.clone().requires_grad_()
-            return value_and_gradient(risk, theta, removal), theta.grad
+    def _one(self, risk: EmpiricalRisk, removal: Removal, value: float, gradient_p: Tensor) -> Refitted:
+        """value, gradient_p: of the risk without the example, at the start."""
+        theta = risk.theta.clone().requires_grad_()
 
-        theta_p, gradient_p, iterations = minimise(
-            evaluate,
-            risk.theta,
-            root,
-            lambda gradient_p: bool(gradient_p.norm() <= self.tolerance),
-            max_iter=self.max_iterations,
-            max_eval=100 * self.max_iterations,
-            history_size=self.history_size,
-            line_search_fn="strong_wolfe",
-        )
-        if gradient_p is None:  # the last evaluation may have been of a point that was not taken
-            _, gradient_p = evaluate(theta_p)
-        return Refitted(removal, theta_p, float(gradient_p.norm()), iterations)
+        def closure() -> float:
+            if torch.equal(theta, risk.theta):
+                found, theta.grad = value, gradient_p.clone()
+            else:
+                found, theta.grad = value_and_gradient(risk, theta, removal)
+            if theta.grad.norm() <= self.tolerance:
+                raise _ConvergedError
+            return found
+
+        # torch stops at the largest entry of the gradient or at small changes: neither is what we want
+        optimizer = torch.optim.LBFGS(
+            [theta], max_iter=self.max_iterations, max_eval=100 * self.max_iterations, tolerance_grad=0.0,
+            tolerance_change=0.0, history_size=self.history_size, line_search_fn="strong_wolfe",
+        )  # fmt: skip
+        try:
+            optimizer.step(closure)
+            # its last evaluation may have been at a point of the line search that was not taken
+            _, theta.grad = value_and_gradient(risk, theta, removal)
+        except _ConvergedError:
+            pass
+        assert theta.grad is not None
+        iterations = optimizer.state[theta].get("n_iter", 0)
+        return Refitted(removal, theta.detach().clone(), float(theta.grad.norm()), iterations)
+
+
+class _ConvergedError(Exception):
+    """Ends torch's loop where the gradient is small enough; `theta` and its gradient are those of that point."""
 
 
 @dataclass
@@ -70,8 +72,8 @@ class Adam:
     together: removals that take each step at once, which a GPU likes; the model's operations must allow vmap.
     """
 
-    steps: int = 1000
-    lr: float = 1e-5
+    steps: int = 30_000
+    lr: float = 1e-6
     batch_size: int = 500
     together: int = 1
     seed: int = 0
@@ -84,12 +86,11 @@ class Adam:
             some = removals[start : start + self.together]
             theta_kp = self._train(risk, some)
             for removal, theta in zip(some, theta_kp, strict=True):
-                final = theta.clone().requires_grad_()
-                value_and_gradient(risk, final, removal)
-                yield Refitted(removal, theta.clone(), float(final.grad.norm()), self.steps)
+                gradient_p = value_and_gradient(risk, theta, removal)[1]
+                yield Refitted(removal, theta.clone(), float(gradient_p.norm()), self.steps)
 
     def _train(self, risk: EmpiricalRisk, removals: Sequence[Removal]) -> Tensor:
-        """Parameters (K, p) after all steps; Adam takes each number alone, so that K of them are one optimiser's."""
+        """Parameters (K, p) after all steps; Adam is elementwise, so that one optimizer holds K vectors."""
         theta_kp = risk.theta.repeat(len(removals), 1).requires_grad_()
         optimizer = torch.optim.Adam([theta_kp], lr=self.lr)
         left_k1 = torch.tensor([-1 if removal is None else removal for removal in removals])[:, None]
@@ -99,7 +100,8 @@ class Adam:
             weight_kb = (rows_b != left_k1) * len(risk.train) / count_k1 / len(rows_b)
             batch = risk.read(risk.train, rows_b)
             optimizer.zero_grad()
-            sum(risk.penalty(theta) for theta in theta_kp).backward()
+            torch.stack([risk.penalty(theta) for theta in theta_kp]).sum().backward()
+            assert theta_kp.grad is not None
             if len(removals) == 1:
                 theta_kp.grad += risk.sum_and_gradient(theta_kp[0], batch, weight_kb[0])[1]
             else:
@@ -119,22 +121,21 @@ def batch_order(count: int, size: int, steps: int, seed: int) -> Iterator[Tensor
         taken += len(whole)
 
 
-def value_and_gradient(risk: EmpiricalRisk, theta: Tensor, removal: Removal) -> float:
-    """The risk without an example at `theta`, whose .grad is set; the others' mean is over those that stay."""
+def value_and_gradient(risk: EmpiricalRisk, theta_p: Tensor, removal: Removal) -> tuple[float, Tensor]:
+    """The risk without an example at any parameters, and its gradient (p,); the mean is over those that stay."""
     count, value, total_p = len(risk.train) - (removal is not None), 0.0, torch.zeros_like(risk.theta)
     for place, batch in risk.train.batches(risk.batch_size, risk.dtype, risk.device):
         if removal is not None and place.start <= removal < place.stop:
             stays = torch.arange(place.start, min(place.stop, len(risk.train))) != removal
             batch = rows_of(batch, stays.to(risk.device))
         if len(tensors(batch)[0]):
-            found, gradient_p = risk.sum_and_gradient(theta, batch)
+            found, gradient_p = risk.sum_and_gradient(theta_p, batch)
             value, total_p = value + found / count, total_p + gradient_p / count
-    theta.grad = None
+    theta = theta_p.detach().requires_grad_()
     with torch.enable_grad():
         penalty = risk.penalty(theta)
-        penalty.backward()
-    theta.grad += total_p
-    return value + float(penalty.detach())
+        (gradient_p,) = torch.autograd.grad(penalty, theta)
+    return value + float(penalty.detach()), total_p + gradient_p
 
 
 def less(risk: EmpiricalRisk, removal: Removal, value: float, gradient_p: Tensor) -> tuple[float, Tensor]:
@@ -144,8 +145,8 @@ def less(risk: EmpiricalRisk, removal: Removal, value: float, gradient_p: Tensor
     theta, count = risk.theta.clone().requires_grad_(), len(risk.train)
     with torch.enable_grad(), plain_kernels(risk):
         own = risk.losses(theta, risk.read(risk.train, slice(removal, removal + 1)))[0] + risk.penalty(theta)
-        own.backward()
-    return (count * value - float(own.detach())) / (count - 1), (count * gradient_p - theta.grad) / (count - 1)
+        (own_p,) = torch.autograd.grad(own, theta)
+    return (count * value - float(own.detach())) / (count - 1), (count * gradient_p - own_p) / (count - 1)
 
 
 def plain_kernels(risk: EmpiricalRisk) -> Any:

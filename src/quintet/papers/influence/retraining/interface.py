@@ -1,11 +1,9 @@
-"""What a way of retraining promises: new parameters for each example left out, one by one, as they are finished."""
+"""The interface of all methods of retraining: new parameters for each example left out, as they are finished."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
-
-from quintet.papers.influence.risk.risk import EmpiricalRisk
 
 Removal = int | None  # position of the training example that is left out; None, the control, leaves none out
 
@@ -22,5 +20,5 @@ class Refitted(NamedTuple):
 class Refit(Protocol):
     """Retrains from the risk's parameters; a removal's examples are averaged over the n - 1 that stay."""
 
-    def run(self, risk: EmpiricalRisk, removals: Sequence[Removal]) -> Iterator[Refitted]:
+    def run(self, risk: Any, removals: Sequence[Removal]) -> Iterator[Refitted]:
         """Every removal once, in any order."""

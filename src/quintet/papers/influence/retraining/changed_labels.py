@@ -1,4 +1,4 @@
-"""A run's logistic regression and its data, to be fitted to other training labels again and again.
+"""A run's logistic regression and its data, refitted to changed training labels (section 5.4).
 
 Legend: n training examples, T test examples, p parameters, F features (a column of ones last when there is a bias).
 """
@@ -33,7 +33,9 @@ class Relabelled:
         train, test = Examples(datamodule, "train"), Examples(datamodule, "test")
         _check(module, train)
         self.module, self.tolerance = module, tolerance
-        self.risk = make_risk(module, train)
+        risk = make_risk(module, train)
+        assert isinstance(risk, LinearRisk)  # checked above
+        self.risk = risk
         self.decay_p = self._row(self.risk.penalty_hvp(torch.ones_like(self.risk.theta)[None]))
         self.start_p = self._row(self.risk.theta[None])
         self.design, self.labels_n = self._read(train)
@@ -83,7 +85,7 @@ class Relabelled:
     def fingerprint(self) -> str:
         """A digest of all that the fits depend on."""
         parts = (self.batch.inputs.cpu().numpy(), self.labels_n, self.test_labels_t, self.decay_p)
-        return digest([hashlib.sha256(np.ascontiguousarray(part)).hexdigest() for part in parts])
+        return digest([hashlib.sha256(np.ascontiguousarray(part).tobytes()).hexdigest() for part in parts])
 
 
 def _check(module: Any, train: Examples) -> None:

@@ -1,9 +1,9 @@
 """Leave-one-out minima of a convex linear model, many removals at once: Newton's method that keeps its first Hessian.
 
 R_-i = 1/(n-1) sum over j != i of L_j, plus the L2 term, has nearly the Hessian of R, so that one Cholesky factor serves
-all removals and steps. What an example with much leverage bends is learned on the way: the factor is where each
-removal's L-BFGS starts from. The gradients of all K parameter vectors are two products of matrices: outputs X Theta^T,
-and the losses' slopes times X.
+all removals and steps. For examples with much leverage the curvature differs; each removal's L-BFGS, which starts
+from the factor, learns the difference. The gradients of all K parameter vectors are two products of matrices: outputs
+X Theta^T, and the losses' slopes times X.
 Legend: n training examples, B of a batch, F features (ones last for a bias), C outputs, K removals, p = C * F.
 """
 
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from quintet.papers.influence.retrain.control import Lbfgs
-from quintet.papers.influence.retrain.refit import Refitted, Removal
+from quintet.papers.influence.retraining.interface import Refitted, Removal
+from quintet.papers.influence.retraining.optimizers import Lbfgs
 from quintet.papers.influence.risk.examples import rows_of
 from quintet.papers.influence.risk.linear_risk import LinearRisk
 from quintet.papers.influence.solvers.cg import ConjugateGradient
@@ -33,7 +33,7 @@ RIDGE = 1e-9  # of the mean curvature, where a common bias of all classes is a d
 
 @dataclass
 class ChordNewton:
-    """Until |gradient| <= tolerance, in float64. dense_params: above it conjugate gradients stand for the factor.
+    """Until |gradient| <= tolerance, in float64. dense_params: above it conjugate gradients replace the factor.
 
     Full steps only: removals that make no progress (a minimum far off, curvature that changes on the way) are left to
     L-BFGS with a line search.
@@ -113,7 +113,8 @@ class History:
     def keep(self, which: Tensor) -> None:
         """Only these removals go on."""
         if not bool(which.all()):
-            self.pairs = [tuple(part[which.to(part.device)] for part in pair) for pair in self.pairs]
+            kept = which.to(self.pairs[0][0].device) if self.pairs else which
+            self.pairs = [(step[kept], change[kept], weight[kept]) for step, change, weight in self.pairs]
 
     def solve(self, gradient_kp: Tensor) -> Tensor:
         """(K, p) inverse Hessians times gradients."""

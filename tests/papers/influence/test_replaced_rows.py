@@ -1,4 +1,4 @@
-"""Batched refits of logistic regression with altered rows, against scikit-learn and dense linear algebra."""
+"""Batched refits of logistic regression with replaced rows, against scikit-learn and dense linear algebra."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from quintet.common.errors import UserError
-from quintet.papers.influence.retrain.altered import Altered, AlteredFits
+from quintet.papers.influence.attack.replaced_rows import ReplacedRowFits, RowReplacements
 
 N, FEATURES, L2 = 60, 7, 0.02
-SETS = {0: {3: 1.0, 9: -2.0, 40: 0.5}, 2: {3: 6.0}}  # set -> row -> shift; set 1 is unaltered
+SETS = {0: {3: 1.0, 9: -2.0, 40: 0.5}, 2: {3: 6.0}}  # set -> row -> shift; set 1 is unchanged
 
 
 def problem(bias: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -25,7 +25,7 @@ def problem(bias: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return rows_np, signs_n, decay_p
 
 
-def altered_rows(rows_np: torch.Tensor) -> Altered:
+def replaced_rows(rows_np: torch.Tensor) -> RowReplacements:
     generator = torch.Generator().manual_seed(1)
     sets, rows, new = [], [], []
     for place, shifts in SETS.items():
@@ -33,13 +33,13 @@ def altered_rows(rows_np: torch.Tensor) -> Altered:
             changed = rows_np[row].clone()
             changed[:FEATURES] += shift * torch.randn(FEATURES, generator=generator, dtype=torch.float64)
             sets.append(place), rows.append(row), new.append(changed)
-    return Altered(torch.tensor(sets), torch.tensor(rows), torch.stack(new))
+    return RowReplacements(torch.tensor(sets), torch.tensor(rows), torch.stack(new))
 
 
-def written_out(rows_np: torch.Tensor, altered: Altered, place: int) -> torch.Tensor:
+def written_out(rows_np: torch.Tensor, replaced: RowReplacements, place: int) -> torch.Tensor:
     """The rows of one set."""
     whole = rows_np.clone()
-    for of, row, new in zip(*altered, strict=True):
+    for of, row, new in zip(*replaced, strict=True):
         if int(of) == place:
             whole[row] = new
     return whole
@@ -54,27 +54,27 @@ def by_sklearn(rows_np: torch.Tensor, signs_n: torch.Tensor, bias: bool) -> np.n
 @pytest.mark.parametrize("bias", [False, True])
 def test_each_set_is_fitted_to_its_own_minimum(bias):
     rows_np, signs_n, decay_p = problem(bias)
-    altered = altered_rows(rows_np)
-    fits = AlteredFits(rows_np, signs_n, decay_p, torch.zeros_like(decay_p), tolerance=1e-11)
-    found_mp = fits.fit(altered, fits.theta.repeat(3, 1))
+    replaced = replaced_rows(rows_np)
+    fits = ReplacedRowFits(rows_np, signs_n, decay_p, torch.zeros_like(decay_p), tolerance=1e-11)
+    found_mp = fits.fit(replaced, fits.theta.repeat(3, 1))
     np.testing.assert_allclose(fits.theta, by_sklearn(rows_np, signs_n, bias), atol=1e-7)
     np.testing.assert_allclose(found_mp[1], fits.theta, atol=1e-9)
     for place in SETS:
-        wanted = by_sklearn(written_out(rows_np, altered, place), signs_n, bias)
+        wanted = by_sklearn(written_out(rows_np, replaced, place), signs_n, bias)
         np.testing.assert_allclose(found_mp[place], wanted, atol=1e-7)
         assert np.abs(wanted - fits.theta.numpy()).max() > 0.01  # there was something to do
 
 
 def test_solves_with_each_set_s_own_hessian():
     rows_np, signs_n, decay_p = problem(True)
-    altered = altered_rows(rows_np)
-    fits = AlteredFits(rows_np, signs_n, decay_p, torch.zeros_like(decay_p))
+    replaced = replaced_rows(rows_np)
+    fits = ReplacedRowFits(rows_np, signs_n, decay_p, torch.zeros_like(decay_p))
     generator = torch.Generator().manual_seed(2)
     theta_mp, right_mp = (torch.randn(3, FEATURES + 1, generator=generator, dtype=torch.float64) for _ in range(2))
-    solved_mp = fits.solve(theta_mp, altered, right_mp, torch.zeros_like(right_mp), tolerance=1e-11)
-    again_mp = fits.solve(theta_mp, altered, right_mp, right_mp, tolerance=1e-11)  # from somewhere else
+    solved_mp = fits.solve(theta_mp, replaced, right_mp, torch.zeros_like(right_mp), tolerance=1e-11)
+    again_mp = fits.solve(theta_mp, replaced, right_mp, right_mp, tolerance=1e-11)  # from somewhere else
     for place in range(3):
-        rows = written_out(rows_np, altered, place).numpy()
+        rows = written_out(rows_np, replaced, place).numpy()
         chance = 1 / (1 + np.exp(-rows @ theta_mp[place].numpy()))
         hessian = rows.T @ (rows * (chance * (1 - chance))[:, None]) / N + np.diag(decay_p)
         wanted = np.linalg.solve(hessian, right_mp[place].numpy())
@@ -85,11 +85,11 @@ def test_solves_with_each_set_s_own_hessian():
 def test_an_example_that_becomes_extreme_needs_shorter_steps():
     """Newton's full step overshoots when a row grows a thousandfold on the wrong side."""
     rows_np, signs_n, decay_p = problem(False)
-    fits = AlteredFits(rows_np, signs_n, decay_p, torch.zeros_like(decay_p), tolerance=1e-9)
+    fits = ReplacedRowFits(rows_np, signs_n, decay_p, torch.zeros_like(decay_p), tolerance=1e-9)
     far_p = -1000 * signs_n[5] * fits.theta
-    altered = Altered(torch.tensor([0]), torch.tensor([5]), far_p[None])
-    found_p = fits.fit(altered, fits.theta[None])[0]
-    rows = written_out(rows_np, altered, 0)
+    replaced = RowReplacements(torch.tensor([0]), torch.tensor([5]), far_p[None])
+    found_p = fits.fit(replaced, fits.theta[None])[0]
+    rows = written_out(rows_np, replaced, 0)
     slope_n = -signs_n * torch.sigmoid(-signs_n * (rows @ found_p))
     assert float((rows.T @ slope_n / N + decay_p * found_p).norm()) < 1e-8
 
@@ -98,6 +98,6 @@ def test_a_singular_hessian_is_said_so():
     rows_np, signs_n, _ = problem(False)
     rows_np = torch.cat([rows_np, torch.zeros_like(rows_np[:, :1])], 1)
     with pytest.raises(UserError, match=r"singular: fit the run with model\.l2 above 0"):
-        AlteredFits(
+        ReplacedRowFits(
             rows_np, signs_n, torch.zeros(FEATURES + 1, dtype=torch.float64), torch.zeros(FEATURES + 1).double()
         )
