@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import report, row
-from quintet.papers.deeplab.fused_aspp import FusedASPP
-from quintet.papers.deeplab.heads import ASPP, DeepLabConfig, Head
+from quintet.papers.deeplab.heads import Head, NetworkConfig
+from quintet.papers.deeplab.taps import summed
 
 CLASSES = 21
 WAYS = {
-    "one product": FusedASPP.forward,
-    "four convolutions": ASPP.forward,
+    "one product": lambda head, features: summed(features, [branch["fc8"] for branch in head.branches]),
+    "four convolutions": Head.separately,
 }
 
 
@@ -51,7 +51,7 @@ def measure(case: Case, repeats: int, device: str = "cpu") -> dict[str, dict[str
     """Median milliseconds of each way at inference and in training, and how far their scores lie apart."""
     torch.manual_seed(0)
     dtype = torch.bfloat16 if case.precision == "bf16" else torch.float32
-    head = ASPP(DeepLabConfig("aspp_l"), case.channels, CLASSES, case.output_stride)
+    head = Head(NetworkConfig("aspp_l"), case.channels, CLASSES, case.output_stride)
     head.to(device, dtype, memory_format=torch.channels_last)
     features = torch.randn(case.batch, case.channels, case.side, case.side).relu()
     features = features.to(device, dtype, memory_format=torch.channels_last).requires_grad_()

@@ -13,7 +13,7 @@ from quintet.common.optim import OptimizerConfig, lr_factor
 from quintet.data.batches import SegmentationBatch
 from quintet.harness.resume.checkpoint import AtomicCheckpointIO
 from quintet.papers.deeplab.backbone import BackboneConfig
-from quintet.papers.deeplab.heads import DeepLabConfig
+from quintet.papers.deeplab.heads import NetworkConfig
 from quintet.papers.deeplab.module import DeepLabModule
 
 CLASSES = ["background", "cat", "dog"]
@@ -248,7 +248,7 @@ def test_poly_needs_an_end(tmp_path):
 
 def test_configs_take_each_other():
     made = DeepLabModule(
-        DeepLabConfig("none"),
+        NetworkConfig("none"),
         BackboneConfig("resnet18"),
         OptimizerConfig(**SGD),
         {"num_classes": 3, "classes": CLASSES},

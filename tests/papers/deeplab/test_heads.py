@@ -7,15 +7,15 @@ from torch.nn import functional as F
 
 from quintet.common.errors import UserError
 from quintet.papers.deeplab.backbone import BackboneConfig
-from quintet.papers.deeplab.heads import DeepLabConfig, decimated, scaled_rates
-from quintet.papers.deeplab.network import DeepLab, make_head
+from quintet.papers.deeplab.heads import Head, NetworkConfig, decimated, scaled_rates
+from quintet.papers.deeplab.network import DeepLab
 
 FEATURES = torch.randn(2, 6, 11, 13, generator=torch.Generator().manual_seed(0))
 
 
 def head(output_stride=8, **options):
     torch.manual_seed(0)
-    made = make_head(DeepLabConfig(channels=5, **options), 6, 3, output_stride).eval()
+    made = Head(NetworkConfig(channels=5, **options), 6, 3, output_stride).eval()
     for parameter in made.parameters():
         nn.init.normal_(parameter, std=0.3)
     return made
@@ -66,14 +66,14 @@ def test_none_looks_at_one_position():
 
 
 def test_rates_cover_as_much_of_the_image_at_other_strides():
-    assert scaled_rates(DeepLabConfig(head="aspp_l"), 8) == [6, 12, 18, 24]
-    assert scaled_rates(DeepLabConfig(head="aspp_l"), 16) == [3, 6, 9, 12]
-    assert scaled_rates(DeepLabConfig(head="aspp_s"), 32) == [1, 1, 2, 3]
-    assert scaled_rates(DeepLabConfig(head="large_fov", rates=[4]), 8) == [4]
+    assert scaled_rates(NetworkConfig(head="aspp_l"), 8) == [6, 12, 18, 24]
+    assert scaled_rates(NetworkConfig(head="aspp_l"), 16) == [3, 6, 9, 12]
+    assert scaled_rates(NetworkConfig(head="aspp_s"), 32) == [1, 1, 2, 3]
+    assert scaled_rates(NetworkConfig(head="large_fov", rates=[4]), 8) == [4]
 
 
 def test_scores_start_near_zero():
-    made = make_head(DeepLabConfig(form="vgg"), 512, 21, 8)
+    made = Head(NetworkConfig(form="vgg"), 512, 21, 8)
     for branch in made.branches:
         assert branch["fc8"].weight.std().item() == pytest.approx(0.01, rel=0.05)
         assert all(not layer.bias.any() for layer in branch.values())
@@ -91,7 +91,7 @@ def test_scores_start_near_zero():
 )
 def test_parameters_of_table_1(options, millions):
     with torch.device("meta"):
-        made = make_head(DeepLabConfig(head="large_fov", form="vgg", **options), 512, 21, 8)
+        made = Head(NetworkConfig(head="large_fov", form="vgg", **options), 512, 21, 8)
     count = 14_714_688 + sum(p.numel() for p in made.parameters())  # VGG-16's convolutions
     assert round(count / 1e6, 1) == pytest.approx(millions, abs=0.11)
     layer = made.branches[0]["fc6"]
@@ -102,7 +102,7 @@ def test_fc6_and_fc7_are_decimated_from_vgg():
     torch.manual_seed(0)
     classifier = {"classifier.0.weight": torch.randn(9, 4 * 49), "classifier.0.bias": torch.arange(9.0),
                   "classifier.3.weight": torch.randn(9, 9), "classifier.3.bias": torch.arange(9.0)}  # fmt: skip
-    made = make_head(DeepLabConfig(head="aspp_s", form="vgg", channels=5), 4, 3, 8, pretrained=True)
+    made = Head(NetworkConfig(head="aspp_s", form="vgg", channels=5), 4, 3, 8, pretrained=True)
     made.start_from(classifier)
     every_third = classifier["classifier.0.weight"].view(9, 4, 7, 7)[::2, :, ::3, ::3]
     for branch in made.branches:
@@ -115,18 +115,18 @@ def test_fc6_and_fc7_are_decimated_from_vgg():
 
 def test_only_new_layers_learn_faster():
     for pretrained, count in ((True, 4), (False, 12)):
-        assert len(make_head(DeepLabConfig(head="aspp_s", form="vgg"), 4, 3, 8, pretrained).new_layers()) == count
+        assert len(Head(NetworkConfig(head="aspp_s", form="vgg"), 4, 3, 8, pretrained).new_layers()) == count
 
 
 @pytest.mark.parametrize("size", [(65, 65), (50, 71), (1, 9)])
 @torch.no_grad()
 def test_full_resolution_of_any_size(size):
     torch.manual_seed(0)
-    network = DeepLab(BackboneConfig("resnet18", output_stride=16), DeepLabConfig("none", scales=(1, 0.5)), 4).eval()
+    network = DeepLab(BackboneConfig("resnet18", output_stride=16), NetworkConfig("none", scales=(1, 0.5)), 4).eval()
     images = torch.rand(1, 3, *size)
     scores = network.full_resolution(images)
     assert scores.shape == (1, 4, *size) and scores.isfinite().all()
-    padded = network.pad_to_stride(images)
+    padded = network.padded(images)
     assert all((side - 1) % 32 == 0 for side in padded.shape[-2:]) and torch.equal(
         padded[..., : size[0], : size[1]], images
     )
@@ -152,4 +152,4 @@ def test_full_resolution_of_any_size(size):
 )
 def test_impossible_heads(options, message):
     with pytest.raises(UserError, match=message):
-        make_head(DeepLabConfig(**options), 6, 3, 8)
+        Head(NetworkConfig(**options), 6, 3, 8)

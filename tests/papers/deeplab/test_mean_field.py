@@ -2,7 +2,6 @@
 
 import io
 import tarfile
-from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -128,28 +127,3 @@ def test_a_batch_of_different_sizes_gives_what_each_gives_alone():
     batch = [[torch.from_numpy(array) for array in arrays] for arrays in zip(*scenes, strict=True)]
     for found, one in zip(mean_field.mean_field(*batch, CrfConfig()), scenes, strict=True):
         np.testing.assert_allclose(found.numpy(), tensor_ops(*one, CrfConfig()), atol=1e-6)
-
-
-VALUES = {  # of every key; None: it says how images are spread over processes or batches, not what is computed
-    "w1": [0.0, 1.5, 10.0],
-    "sa": [3.0, 80.0],
-    "sb": [1.0, 30.0],
-    "w2": [0.0, 6.0],
-    "sg": [1.0, 7.5],
-    "iterations": [0, 1, 4],
-    "backend": None,
-    "workers": None,
-    "batch_size": None,
-}
-
-
-def test_every_key_of_the_configuration_has_values():
-    assert set(VALUES) == {field.name for field in fields(CrfConfig)}
-
-
-@pytest.mark.parametrize(("key", "value"), [(key, v) for key, values in VALUES.items() for v in values or ()])
-def test_compiled_loops_follow_every_key(key, value):
-    config = CrfConfig(**{key: value})
-    probabilities, image = scene(19, 23, 4)
-    wanted = tensor_ops(probabilities, image, config)
-    np.testing.assert_allclose(compiled(probabilities, image, config), wanted, atol=1e-5)

@@ -13,7 +13,6 @@ from quintet.backbones.pretrained import load_weights, no_such_network, read_wei
 from quintet.common.errors import UserError
 from quintet.papers.deeplab import caffe
 from quintet.papers.deeplab.atrous import out_channels, to_output_stride
-from quintet.papers.deeplab.depthwise import AtrousDepthwise
 
 KEY = "model.backbone"
 LAYOUTS = ("torchvision", "caffe")
@@ -30,7 +29,6 @@ class BackboneConfig:
     layout: `caffe` for converted Caffe weights, which want another normalisation and ResNet's strides elsewhere.
     frozen_bn: statistics and affine parameters of batch norm never change. frozen_blocks: so many of the first blocks
     (layers of VGG and MobileNet, conv1 to layer4 of ResNet) are left as they are, and cost no backward pass.
-    fast_depthwise: gradients of depthwise atrous convolutions that are faster on a CPU (depthwise.py), for MobileNet.
     """
 
     name: str = "resnet101"
@@ -39,7 +37,6 @@ class BackboneConfig:
     layout: str = "torchvision"
     frozen_bn: bool = True
     frozen_blocks: int = 0
-    fast_depthwise: bool = False
 
     def __post_init__(self) -> None:
         if not str(self.name).startswith(FAMILIES):
@@ -73,10 +70,6 @@ class Backbone(nn.Module):
         if config.name.startswith("vgg"):
             _wide_pools(self.body)
         to_output_stride(self.body, config.output_stride, f"{KEY}.output_stride")
-        if config.fast_depthwise:
-            for layer, module in list(self.body.named_modules()):
-                if module is not self.body:
-                    self.body.set_submodule(layer, AtrousDepthwise.of(module))
         if config.name.startswith("vgg"):
             _last_pool_without_holes(self.body)
         if config.frozen_bn:

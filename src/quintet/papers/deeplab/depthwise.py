@@ -1,4 +1,4 @@
-"""A fast form, for CPUs, of depthwise atrous convolutions: gradients by the paper's second way (section 3.1).
+"""Depthwise convolutions with holes; their gradient on a CPU is by the paper's second implementation (section 3.1).
 
 torch's own backward pass of such a layer is by far the slowest part of training MobileNetV2 at output stride 8. The
 same numbers come faster: the gradient in the input is a forward convolution with the mirrored kernel, and that in the
@@ -40,7 +40,8 @@ class AtrousDepthwise(nn.Conv2d):
         return cls(layer) if fits else layer
 
     def forward(self, x_bchw: Tensor) -> Tensor:
-        if not self.training:  # influence functions ask for derivatives that `_Depthwise` does not have
+        # in eval mode, where influence functions ask for other derivatives, and on a GPU torch's own is the right one
+        if not (self.training and torch.is_grad_enabled() and x_bchw.device.type == "cpu"):
             return super().forward(x_bchw)
         weight = self.weight
         if torch.is_autocast_enabled("cpu"):

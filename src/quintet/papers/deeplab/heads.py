@@ -10,9 +10,9 @@ from math import isqrt
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from quintet.common.errors import UserError
+from quintet.papers.deeplab.taps import summed
 
 RATES = {"none": (1,), "large_fov": (12,), "aspp_s": (2, 4, 8, 12), "aspp_l": (6, 12, 18, 24)}
 FORMS = ("resnet", "vgg")
@@ -20,14 +20,12 @@ OUTPUT_STRIDE = 8  # that rates are given for
 
 
 @dataclass(frozen=True)
-class DeepLabConfig:
+class NetworkConfig:
     """Everything under `model.network`.
 
     head: `none` is a 1 x 1 convolution to the classes. form: `vgg` has fc6, fc7 and fc8 in each branch, with ReLU and
     dropout, `resnet` one convolution to the classes; branches are summed. rates: null = the paper's for that head.
     channels: of fc6 and fc7. scales: of the images that share the weights, element-wise maximum of their scores (MSC).
-    fused: the branches of form=resnet as one product (fused_aspp.py): the same numbers, faster on a CPU; hooks on the
-    branches do not fire.
     """
 
     head: str = "aspp_l"
@@ -37,7 +35,6 @@ class DeepLabConfig:
     channels: int = 1024
     dropout: float = 0.5
     scales: tuple[float, ...] = (1.0,)
-    fused: bool = False
 
     def __post_init__(self) -> None:
         where = "model.network"
@@ -54,68 +51,47 @@ class DeepLabConfig:
             raise UserError(f"{where}.dropout={self.dropout} must be at least 0 and below 1")
         if not len(self.scales) or self.scales[0] != 1 or not all(0 < s <= 1 for s in self.scales):
             raise UserError(f"{where}.scales={list(self.scales)}: give 1 first, then scales below 1, as [1, 0.75, 0.5]")
-        if self.fused and (self.form != "resnet" or self.head == "none"):
-            raise UserError(f"{where}.fused=true is for form=resnet with atrous convolutions: set it to false")
-
-
-class Branch(nn.ModuleDict):
-    """One column of figure 7: fc6 is atrous, fc7 and fc8 are 1 x 1, with ReLU and dropout between them.
-
-    In the form `resnet` fc8 is the atrous convolution, and there is nothing before it.
-    """
-
-    def __init__(self, config: DeepLabConfig, in_channels: int, num_classes: int, rate: int | None) -> None:
-        """rate: None for a 1 x 1 convolution to the classes."""
-        if rate is None:
-            layers = {"fc8": nn.Conv2d(in_channels, num_classes, 1)}
-        elif config.form == "resnet":
-            layers = {"fc8": atrous(in_channels, num_classes, config.kernel_size, rate)}
-        else:
-            layers = {
-                "fc6": atrous(in_channels, config.channels, config.kernel_size, rate),
-                "fc7": nn.Conv2d(config.channels, config.channels, 1),
-                "fc8": nn.Conv2d(config.channels, num_classes, 1),
-            }
-        super().__init__(layers)
-        self.dropout = config.dropout
-        # the authors' start: scores from N(0, .01), biases 0; fc6 and fc7 without VGG's weights keep the variance
-        for name, layer in self.items():
-            if name == "fc8":
-                nn.init.normal_(layer.weight, std=0.01)
-            else:
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
-
-    def forward(self, features_bfhw: Tensor) -> Tensor:
-        """Scores (B, C, h, w)."""
-        return self["fc8"](self.before_last(features_bfhw))
-
-    def before_last(self, x_bfhw: Tensor) -> Tensor:
-        """The input of fc8."""
-        for name, layer in self.items():
-            if name != "fc8":
-                x_bfhw = F.dropout(layer(x_bfhw).relu(), self.dropout, self.training)
-        return x_bfhw
 
 
 class Head(nn.Module):
-    """Features (B, F, h, w) -> scores (B, C, h, w); what LargeFOV and ASPP share.
+    """Features (B, F, h, w) -> scores (B, C, h, w), the sum of the branches.
 
     pretrained: fc6 and fc7 start from VGG's weights and learn at the backbone's rate, not ten times as fast.
     """
 
-    def __init__(
-        self,
-        config: DeepLabConfig,
-        in_channels: int,
-        num_classes: int,
-        output_stride: int,
-        pretrained: bool = False,
-    ) -> None:
+    def __init__(self, config: NetworkConfig, in_channels: int, num_classes: int, output_stride: int,
+                 pretrained: bool = False) -> None:  # fmt: skip
         super().__init__()
-        self.pretrained = pretrained
-        rates = [None] if config.head == "none" else scaled_rates(config, output_stride)
-        self.branches = nn.ModuleList(Branch(config, in_channels, num_classes, rate) for rate in rates)
+        self.pretrained, self.linear = pretrained, config.form == "resnet" and config.head != "none"
+        rates = scaled_rates(config, output_stride)
+        if config.head == "none":
+            self.branches = nn.ModuleList([nn.ModuleDict({"fc8": nn.Conv2d(in_channels, num_classes, 1)})])
+        elif config.form == "resnet":
+            made = [{"fc8": atrous(in_channels, num_classes, config.kernel_size, rate)} for rate in rates]
+            self.branches = nn.ModuleList([nn.ModuleDict(branch) for branch in made])
+        else:
+            made = [self._fully_connected(config, in_channels, num_classes, rate) for rate in rates]
+            self.branches = nn.ModuleList([nn.ModuleDict(branch) for branch in made])
+        self.dropout = nn.Dropout(config.dropout)
+        self.reset()
+
+    @staticmethod
+    def _fully_connected(config: NetworkConfig, in_channels: int, num_classes: int, rate: int) -> dict[str, nn.Module]:
+        return {
+            "fc6": atrous(in_channels, config.channels, config.kernel_size, rate),
+            "fc7": nn.Conv2d(config.channels, config.channels, 1),
+            "fc8": nn.Conv2d(config.channels, num_classes, 1),
+        }
+
+    def reset(self) -> None:
+        """The authors' start: scores from N(0, .01), biases 0; fc6 and fc7 without VGG's weights keep the variance."""
+        for branch in self.branches:
+            for name, layer in branch.items():
+                if name == "fc8":
+                    nn.init.normal_(layer.weight, std=0.01)
+                else:
+                    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
 
     def start_from(self, classifier: dict[str, Tensor]) -> None:
         """fc6 and fc7 of every branch from those of VGG-16, decimated to this head's size (section 4.1.1).
@@ -126,50 +102,51 @@ class Head(nn.Module):
         channels = self.branches[0]["fc6"].in_channels
         side = isqrt(fc6.shape[1] // channels)
         if side * side * channels != fc6.shape[1]:
-            raise UserError(
-                f"fc6 of the weights has {fc6.shape[1]} inputs, which is not a square kernel on {channels} channels"
-            )
-        found = {
-            "fc6.weight": fc6.unflatten(1, (channels, side, side)),
-            "fc6.bias": classifier["classifier.0.bias"],
-            "fc7.weight": classifier["classifier.3.weight"][..., None, None],
-            "fc7.bias": classifier["classifier.3.bias"],
-        }
+            raise UserError(f"fc6 of the weights has {fc6.shape[1]} inputs, no square kernel on {channels} channels")
+        fc6 = fc6.unflatten(1, (channels, side, side))
         with torch.no_grad():
             for branch in self.branches:
-                for name, weight in found.items():
-                    parameter = branch.get_parameter(name)
-                    parameter.copy_(decimated(weight, parameter.shape))
+                branch["fc6"].weight.copy_(decimated(fc6, branch["fc6"].weight.shape))
+                branch["fc7"].weight.copy_(
+                    decimated(classifier["classifier.3.weight"][..., None, None], branch["fc7"].weight.shape)
+                )
+                for name, layer in (("fc6", 0), ("fc7", 3)):
+                    bias = branch[name].bias
+                    bias.copy_(decimated(classifier[f"classifier.{layer}.bias"], bias.shape))
+
+    def forward(self, features_bfhw: Tensor) -> Tensor:
+        if self.linear and features_bfhw.device.type == "cpu":  # faster there: benchmarks/aspp.py
+            layers = [branch["fc8"] for branch in self.branches]
+            if not any(
+                layer._forward_hooks or layer._forward_pre_hooks for layer in layers
+            ):  # as EK-FAC's, of each call
+                return summed(features_bfhw, layers)
+        return self.separately(features_bfhw)
+
+    def separately(self, features_bfhw: Tensor) -> Tensor:
+        """The same numbers, branch by branch."""
+        return sum(self._branch(branch, features_bfhw) for branch in self.branches)
+
+    def _branch(self, branch: nn.ModuleDict, x_bfhw: Tensor) -> Tensor:
+        return branch["fc8"](self._before_last(branch, x_bfhw))
+
+    def _before_last(self, branch: nn.ModuleDict, x_bfhw: Tensor) -> Tensor:
+        for name, layer in branch.items():
+            if name != "fc8":
+                x_bfhw = self.dropout(layer(x_bfhw).relu())
+        return x_bfhw
 
     def before_last(self, features_bfhw: Tensor) -> Tensor:
-        """The input of the last layer of a head with one branch."""
+        """What fc8 of the only branch sees."""
         (branch,) = self.branches
-        return branch.before_last(features_bfhw)
+        return self._before_last(branch, features_bfhw)
 
     def new_layers(self) -> list[nn.Module]:
         """What learns ten times as fast as the backbone."""
         return [layer for b in self.branches for name, layer in b.items() if name == "fc8" or not self.pretrained]
 
 
-class LargeFOV(Head):
-    """One branch with a large field of view, at rate 12 (section 4.1.1, figure 7a); or a 1 x 1 convolution (`none`)."""
-
-    def forward(self, features_bfhw: Tensor) -> Tensor:
-        (branch,) = self.branches
-        return branch(features_bfhw)
-
-
-class ASPP(Head):
-    """Atrous spatial pyramid pooling: parallel branches at several rates, summed (section 3.2, figures 4 and 7b)."""
-
-    def forward(self, features_bfhw: Tensor) -> Tensor:
-        scores_bchw = self.branches[0](features_bfhw)
-        for branch in self.branches[1:]:
-            scores_bchw = scores_bchw + branch(features_bfhw)
-        return scores_bchw
-
-
-def scaled_rates(config: DeepLabConfig, output_stride: int) -> list[int]:
+def scaled_rates(config: NetworkConfig, output_stride: int) -> list[int]:
     """The branches' rates on a feature map of `output_stride`."""
     rates = RATES[config.head] if config.rates is None else config.rates
     return [max(1, round(rate * OUTPUT_STRIDE / output_stride)) for rate in rates]

@@ -23,7 +23,7 @@ from quintet.data.batches import SegmentationBatch
 from quintet.metrics.segmentation import MeanIoU
 from quintet.papers.deeplab.backbone import BackboneConfig
 from quintet.papers.deeplab.groups import decayed_names, l2_term, parameter_groups
-from quintet.papers.deeplab.heads import DeepLabConfig
+from quintet.papers.deeplab.heads import NetworkConfig
 from quintet.papers.deeplab.multi_scale import IGNORE, fuse, resize, summed_losses
 from quintet.papers.deeplab.network import DeepLab
 
@@ -44,7 +44,7 @@ class DeepLabModule(PaperModule):
 
     def __init__(
         self,
-        network: DeepLabConfig,
+        network: NetworkConfig,
         backbone: BackboneConfig,
         optimizer: OptimizerConfig,
         data_info: dict,
@@ -54,7 +54,7 @@ class DeepLabModule(PaperModule):
         media_count: int = 4,
     ) -> None:
         super().__init__()
-        config = from_mapping(DeepLabConfig, network, "model.network")
+        config = from_mapping(NetworkConfig, network, "model.network")
         backbone_config = from_mapping(BackboneConfig, backbone, "model.backbone")
         self.optimizer_config = from_mapping(OptimizerConfig, optimizer, "model.optimizer")
         self._check(weight_decay, new_layers_lr, data_info["classes"], mean_over or [])
@@ -97,12 +97,12 @@ class DeepLabModule(PaperModule):
 
     def example_losses(self, batch: SegmentationBatch) -> Tensor:
         """Loss (B,) of every example, without the L2 term."""
-        images, labels = self.pad_to_stride(batch)
+        images, labels = self.on_grid(batch)
         return summed_losses(self.network.pyramid(images), labels)
 
-    def pad_to_stride(self, batch: SegmentationBatch) -> tuple[Tensor, Tensor]:
+    def on_grid(self, batch: SegmentationBatch) -> tuple[Tensor, Tensor]:
         """Images and labels, grown to where scores lie on pixels."""
-        images, (height, width) = self.network.pad_to_stride(batch.images), batch.labels.shape[-2:]
+        images, (height, width) = self.network.padded(batch.images), batch.labels.shape[-2:]
         down, right = images.shape[-2] - height, images.shape[-1] - width
         return images, F.pad(batch.labels, (0, right, 0, down), value=IGNORE)
 
@@ -125,7 +125,7 @@ class DeepLabModule(PaperModule):
 
     def _evaluate(self, batch: SegmentationBatch, stage: str) -> None:
         """At full resolution; what is padded has label 255 and counts nowhere."""
-        images, labels = self.pad_to_stride(batch)
+        images, labels = self.on_grid(batch)
         scores = self.network.pyramid(images)
         self.losses[stage].update(summed_losses(scores, labels))
         self.iou[stage].update(resize(fuse(scores), labels.shape[-2:]).argmax(1), labels)

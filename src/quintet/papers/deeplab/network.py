@@ -9,22 +9,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from quintet.papers.deeplab.backbone import Backbone, BackboneConfig
-from quintet.papers.deeplab.fused_aspp import FusedASPP
-from quintet.papers.deeplab.heads import ASPP, DeepLabConfig, Head, LargeFOV
+from quintet.papers.deeplab.heads import Head, NetworkConfig
 from quintet.papers.deeplab.multi_scale import at_scales, fuse, grid, resize
 
 
 class DeepLab(nn.Module):
     """Images (B, 3, H, W), RGB in [0, 1] -> scores (B, C, h, w) at the backbone's output stride."""
 
-    def __init__(self, backbone: BackboneConfig, config: DeepLabConfig, num_classes: int) -> None:
+    def __init__(self, backbone: BackboneConfig, config: NetworkConfig, num_classes: int) -> None:
         super().__init__()
         self.config, self.num_classes = config, num_classes
         self.backbone = Backbone(backbone)
         fully_connected = config.form == "vgg" and config.head != "none"
         # of the network's name alone: a resumed run has the same groups, whether or not the weights are still there
         pretrained = fully_connected and backbone.name.startswith("vgg")
-        self.head = make_head(config, self.backbone.channels, num_classes, backbone.output_stride, pretrained)
+        self.head = Head(config, self.backbone.channels, num_classes, backbone.output_stride, pretrained)
         if pretrained and self.backbone.classifier:
             self.head.start_from(self.backbone.classifier)
         self.backbone.classifier = {}
@@ -49,7 +48,7 @@ class DeepLab(nn.Module):
         """Pixels from a side to the next one on the grid."""
         return ceil((side - 1) / self.grid) * self.grid + 1 - side
 
-    def pad_to_stride(self, images_bchw: Tensor) -> Tensor:
+    def padded(self, images_bchw: Tensor) -> Tensor:
         """The images with the backbone's mean colour, right and below, up to the grid."""
         height, width = images_bchw.shape[-2:]
         down, right = self.missing(height), self.missing(width)
@@ -60,14 +59,6 @@ class DeepLab(nn.Module):
 
     def full_resolution(self, images_bchw: Tensor) -> Tensor:
         """Scores (B, C, H, W) of images of any size: padded, scored, resized, cut back."""
-        padded = self.pad_to_stride(images_bchw)
+        padded = self.padded(images_bchw)
         height, width = images_bchw.shape[-2:]
         return resize(self(padded), padded.shape[-2:])[..., :height, :width]
-
-
-def make_head(
-    config: DeepLabConfig, in_channels: int, num_classes: int, output_stride: int, pretrained: bool = False
-) -> Head:
-    """The head that `model.network.head` names."""
-    plain = ASPP if config.head.startswith("aspp") else LargeFOV
-    return (FusedASPP if config.fused else plain)(config, in_channels, num_classes, output_stride, pretrained)

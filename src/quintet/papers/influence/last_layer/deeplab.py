@@ -21,8 +21,7 @@ def split(
 ) -> tuple[LastLayer, Callable[[SegmentationBatch], LastLayerBatch]] | None:
     """The classifier, where it is one convolution of the finest scale's features."""
     head, scales = module.network.head, module.hparams["network"]["scales"]
-    pointwise = head.branches[0]["fc8"].kernel_size == (1, 1)
-    if len(head.branches) > 1 or not pointwise or len(scales) > 1 or not are_all_of(module, names, LAST):
+    if len(head.branches) > 1 or head.linear or len(scales) > 1 or not are_all_of(module, names, LAST):
         return None
     decayed = f"{LAST.removeprefix('network.')}.weight" in module.decayed
     return LastLayer(module, LAST, module.weight_decay if decayed else 0.0), partial(before_last, module)
@@ -30,7 +29,7 @@ def split(
 
 def before_last(module: DeepLabModule, batch: SegmentationBatch) -> LastLayerBatch:
     """Features (B, h * w, F), classes and the weight of each labelled cell of the score map."""
-    images, labels = module.pad_to_stride(batch)
+    images, labels = module.on_grid(batch)
     with torch.no_grad():
         features_bfhw = module.network.before_last(images)
     cells_bt = coarse_labels(labels, features_bfhw.shape[-2:]).flatten(1)

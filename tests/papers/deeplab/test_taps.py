@@ -1,7 +1,6 @@
 """One product for all branches against the convolutions themselves: values, gradients, precision."""
 
 import copy
-from dataclasses import fields
 
 import pytest
 import torch
@@ -9,11 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from quintet.common.errors import UserError
-from quintet.papers.deeplab.backbone import BackboneConfig
-from quintet.papers.deeplab.fused_aspp import FusedASPP, summed
-from quintet.papers.deeplab.heads import ASPP, DeepLabConfig, atrous
-from quintet.papers.deeplab.network import DeepLab, make_head
+from quintet.papers.deeplab import heads
+from quintet.papers.deeplab.heads import Head, NetworkConfig, atrous
+from quintet.papers.deeplab.taps import summed
 
 
 def layers_of(kernels, channels=4, classes=3, dtype=torch.float64):
@@ -62,50 +59,20 @@ def test_half_precision_is_no_further_from_the_truth(layout, mixed):
     assert apart < 1.2 * before
 
 
-VALUES = {  # of every key of the configuration; None: no head with this value has a fused form
-    "head": ["large_fov", "aspp_s", "aspp_l"],
-    "form": None,
-    "rates": [(1,), (2, 5), (3, 3)],
-    "kernel_size": [1, 5],
-    "channels": [3],
-    "dropout": [0.9],
-    "scales": [(1.0, 0.5)],
-    "fused": [True],
-}
-
-
-def test_every_key_has_values():
-    assert set(VALUES) == {field.name for field in fields(DeepLabConfig)}
-
-
-@pytest.mark.parametrize(("key", "value"), [(k, value) for k, values in VALUES.items() for value in values or ()])
-@pytest.mark.parametrize("training", [True, False])
-def test_the_fused_head_is_the_plain_one_for_every_key(key, value, training):
-    torch.manual_seed(0)
-    plain = DeepLab(BackboneConfig("squeezenet1_1", output_stride=16), DeepLabConfig(**{key: value, "fused": False}), 3)
-    fused = DeepLab(
-        BackboneConfig("squeezenet1_1", output_stride=16), DeepLabConfig(**{key: value} | {"fused": True}), 3
-    )
-    fused.load_state_dict(plain.state_dict())  # the same names
-    assert isinstance(fused.head, FusedASPP) and not isinstance(plain.head, FusedASPP)
-    images = torch.rand(2, 3, 65, 49)
-    ours, theirs = fused.train(training)(images), plain.train(training)(images)
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    slopes = [torch.autograd.grad(x.square().sum(), list(n.parameters())) for n, x in ((fused, ours), (plain, theirs))]
-    for mine, other in zip(*slopes, strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4)
-
-
-def test_hooks_see_each_branch_of_the_plain_head():
-    made = make_head(DeepLabConfig("aspp_l"), 6, 3, 16)
-    features, seen = torch.randn(1, 6, 9, 9), []
+def test_the_head_takes_it_where_branches_are_linear(monkeypatch):
+    taken = []
+    monkeypatch.setattr(heads, "summed", lambda *given: taken.append(len(given[1])) or summed(*given))
+    features = torch.randn(1, 6, 9, 9)
+    for options, count in (({}, 4), ({"head": "large_fov"}, 1)):
+        made = Head(NetworkConfig(**options), 6, 3, 16)
+        assert torch.allclose(made(features), made.separately(features), atol=1e-6)
+        assert taken.pop() == count and set(made.state_dict()) == {
+            f"branches.{n}.fc8.{kind}" for n in range(count) for kind in ("weight", "bias")
+        }
+    seen = []  # influence functions watch the calls of each layer
     for branch in made.branches:
         branch["fc8"].register_forward_hook(lambda layer, given, scores: seen.append(scores))
-    torch.testing.assert_close(made(features), sum(seen))
-    assert isinstance(made, ASPP) and len(seen) == 4
-
-
-@pytest.mark.parametrize("options", [{"form": "vgg"}, {"head": "none"}])
-def test_what_has_no_fused_form(options):
-    with pytest.raises(UserError, match=r"model\.network\.fused=true is for form=resnet"):
-        DeepLabConfig(**options, fused=True)
+    assert torch.allclose(made(features), sum(seen), atol=1e-6) and len(seen) == 1 and not taken
+    for config in (NetworkConfig("aspp_s", form="vgg", channels=2), NetworkConfig("none")):
+        Head(config, 6, 3, 16)(features)
+    assert not taken

@@ -1,4 +1,4 @@
-"""A fast form of ASPP in the ResNet form (section 3.2): the sum of its atrous convolutions as one product.
+"""The sum of several atrous convolutions of one input as one product: ASPP's branches in the ResNet form (section 3.2).
 
 Each tap of a kernel is a 1 x 1 convolution whose output lies shifted. One 1 x 1 convolution makes all of them and reads
 the features once instead of once a tap; then they are shifted and added. What four kernels have at the same place (the
@@ -12,16 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from quintet.papers.deeplab.heads import Head
-
 Offset = tuple[int, int]  # rows down and columns to the right that a tap looks away
-
-
-class FusedASPP(Head):
-    """The numbers of `ASPP` and `LargeFOV`, up to rounding; on a CPU 1.2 to 4 times as fast (benchmarks/deeplab)."""
-
-    def forward(self, features_bfhw: Tensor) -> Tensor:
-        return summed(features_bfhw, [branch["fc8"] for branch in self.branches])
 
 
 def summed(features_bfhw: Tensor, layers: Sequence[nn.Conv2d]) -> Tensor:
