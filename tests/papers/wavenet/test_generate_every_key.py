@@ -72,7 +72,9 @@ def test_every_key_of_the_config_has_values():
     assert set(VALUES) == {field.name for field in fields(WaveNetConfig)}
 
 
-@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in VALUES.items() for value in values], ids=str)
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, values in VALUES.items() for value in values], ids=str
+)
 def test_every_fast_path_is_the_parallel_forward(key, value):
     torch.manual_seed(0)
     network = WaveNet(

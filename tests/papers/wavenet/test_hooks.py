@@ -76,7 +76,12 @@ def test_every_convolution_fires_its_forward_hook():
 
 @pytest.mark.parametrize(
     "params",
-    ["network.head.1.*", "network.stack.blocks.0.filter_gate.*", "network.stack.*", ["network.stack.*", "network.head.*"]],
+    [
+        "network.head.1.*",
+        "network.stack.blocks.0.filter_gate.*",
+        "network.stack.*",
+        ["network.stack.*", "network.head.*"],
+    ],
 )
 def test_ekfac_works_on_inner_layers(params):
     result = influence_of(params, Ekfac(damping=0.1))

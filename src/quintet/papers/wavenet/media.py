@@ -50,11 +50,13 @@ def utterance_arguments(module, item: dict, num_samples: int) -> dict[str, Tenso
 
 
 def local_argument(module, local_ft: np.ndarray, num_samples: int) -> Tensor:
-    """Local features (1, F, frames) for exactly ceil(num_samples / hop) frames; the last frame is repeated if there are too few."""
+    """Local features (1, F, frames) for exactly ceil(num_samples / hop) frames; missing ones repeat the last."""
     local = torch.as_tensor(np.asarray(local_ft), dtype=torch.float32)
     channels, frames = module.data_info["local_channels"], -(-num_samples // module.data_info["hop_length"])
     if local.shape[0] != channels:
-        raise UserError(f"local features have {local.shape[0]} channels, but the model was built for {channels}: check data.features")
+        raise UserError(
+            f"local features have {local.shape[0]} channels, but the model has {channels}: check data.features"
+        )
     missing = max(0, frames - local.shape[1])
     return torch.cat([local[:, :frames], local[:, -1:].expand(-1, missing)], 1)[None]
 

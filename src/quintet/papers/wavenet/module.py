@@ -93,7 +93,7 @@ class WaveNetModule(PaperModule):
         return self.network(batch.audio[:, :-1], **condition, last=chunk), None
 
     def nll(self, batch: AudioBatch, logits_bqc: Tensor) -> Tensor:
-        """Equation 1: the negative log-likelihood (B,) in nats, summed over real targets with a full receptive field."""
+        """Negative log-likelihood (B,) in nats (equation 1), summed over real targets with a full receptive field."""
         targets_bc = batch.audio[:, -batch.mask.shape[1] :]
         nll_bc = F.cross_entropy(logits_bqc.float(), targets_bc, reduction="none")
         return (nll_bc * batch.mask).sum(1)
@@ -108,7 +108,7 @@ class WaveNetModule(PaperModule):
         return loss_b, nll_b, phone_logits
 
     def example_losses(self, batch: AudioBatch) -> Tensor:
-        """NLL per real target of each example (B,) in nats; with recognition plus the weighted frame loss (section 3.4)."""
+        """NLL per real target (B,) in nats; with recognition plus the weighted frame loss (section 3.4)."""
         return self._losses(batch)[0]
 
     def training_step(self, batch: AudioBatch, batch_idx: int) -> Tensor:
@@ -196,14 +196,14 @@ def check_batch(batch: AudioBatch, data_info: dict[str, Any], conditions: Sequen
     if "speaker" in conditions and speakers and not _speakers_fit(batch.speaker, speakers):
         found = "none" if batch.speaker is None else int(batch.speaker.max())
         raise UserError(
-            f"batch.speaker is {found}, but the model has speakers 0..{speakers - 1}: {', '.join(data_info['speakers'])}"
+            f"batch.speaker is {found}, the model has speakers 0..{speakers - 1}: {', '.join(data_info['speakers'])}"
         )
     if "tags" in conditions and tags and (batch.tags is None or batch.tags.shape[1] != tags):
         found = 0 if batch.tags is None else batch.tags.shape[1]
-        raise UserError(f"batch.tags has {found} tags, but the model was built for {tags}: use the data it was trained on")
+        raise UserError(f"batch.tags has {found} tags, but the model has {tags}: use the data it was trained on")
     if "local" in conditions and channels and (batch.local is None or batch.local.shape[1] != channels):
         found = 0 if batch.local is None else batch.local.shape[1]
-        raise UserError(f"batch.local has {found} channels, but the model was built for {channels}: check data.features")
+        raise UserError(f"batch.local has {found} channels, but the model has {channels}: check data.features")
 
 
 def _speakers_fit(speaker_b: Tensor | None, speakers: int) -> bool:

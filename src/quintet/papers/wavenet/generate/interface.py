@@ -45,7 +45,7 @@ def generate(
     backend: str = "auto",
     return_logits: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Sampled classes (B, num_samples) int64 that follow the prompt, with `return_logits` also logits (B, Q, num_samples).
+    """Classes (B, num_samples) int64 that follow the prompt; with `return_logits` also logits (B, Q, num_samples).
 
     The receptive field is filled with silence, then the prompt. `local_bft` covers prompt + generated samples; under
     the silence it is zero. Temperature divides the logits; 0 takes the most likely class. Uniform numbers are drawn
@@ -78,7 +78,9 @@ def generate(
     return (classes_bn, logits_bqn) if return_logits else classes_bn
 
 
-def run_backend(steps: Backend, plan: Plan, uniforms_bn: Tensor, temperature: float, return_logits: bool) -> Tensor | None:
+def run_backend(
+    steps: Backend, plan: Plan, uniforms_bn: Tensor, temperature: float, return_logits: bool
+) -> Tensor | None:
     """Let a back-end fill plan.classes_bt span by span, after the conditioning of each span was computed."""
     uniforms_bn, logits, first = uniforms_bn.to(plan.device), [], plan.start
     for start, stop in plan.spans():
@@ -94,7 +96,7 @@ def _backend(network: WaveNet, name: str) -> Callable[[Plan], Backend]:
     if name not in BACKENDS:
         raise UserError(f"generate: backend {name!r} is unknown; choose auto, {', '.join(BACKENDS)}")
     if name == "cuda_graph" and device != "cuda":
-        raise UserError(f"generate: backend cuda_graph needs the network on a CUDA GPU, but it is on {device}; use numba")
+        raise UserError(f"generate: backend cuda_graph needs the network on a CUDA GPU, not on {device}; use numba")
     if name == "numba" and device != "cpu":
         raise UserError(f"generate: backend numba needs the network on the CPU, but it is on {device}; use cuda_graph")
     module, attribute = BACKENDS[name].split(":")

@@ -40,7 +40,7 @@ class Plan:
             start = stop
 
     def bias(self, start: int, stop: int) -> Tensor:
-        """All that is added to filter and gate besides the convolution, at input times [start, stop): (B, T or 1, K, G)."""
+        """What is added to the convolution before the gates, at input times [start, stop): (B, T or 1, K, G)."""
         parts = [] if self.local_bct is None else [self.local_bct[..., start:stop]]
         if self.context is not None:
             parts.append(self.context.at(start, self.classes_bt)[..., None].expand(-1, -1, stop - start))

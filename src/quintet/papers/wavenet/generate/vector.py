@@ -80,7 +80,10 @@ _two8, _two4, _two2, _two1 = (_tile(v, 2) for v in (8, 4, 2, 1))
 
 @njit(inline="never", cache=True, nogil=True)
 def multiply(out, out_stride, w, x, x_stride, n_in, n_out, streams):
-    """out[s, :n_out] += x[s, :n_in] @ w, w packed by `compiled._pack`; byte addresses and strides, n_out a multiple of LANES."""
+    """out[s, :n_out] += x[s, :n_in] @ w with w packed by `compiled._pack`.
+
+    Addresses and strides are in bytes, n_out is a multiple of LANES.
+    """
     s = 0
     while s < streams:
         left, tile_out, tile_w = n_out, out, w

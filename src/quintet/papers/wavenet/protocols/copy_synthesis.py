@@ -23,7 +23,7 @@ class CopySynthesis:
 
     def __call__(self, module, datamodule, run_dir: Path) -> dict[str, float]:
         if "local" not in module.conditions or not module.data_info["local_channels"]:
-            raise UserError("protocol=copy_synthesis needs a model with local conditioning, but this one has none: choose another run")
+            raise UserError("protocol=copy_synthesis needs a model with local conditioning, but this one has none")
         out_dir, rate, rows = Path(run_dir) / "copy_synthesis", module.data_info["sample_rate"], []
         for number, item in enumerate(media.spread(datamodule, "test", self.count)):
             wave_t, original_t = self._copy(module, item, number)
@@ -54,7 +54,7 @@ def log_spectral_distance(reference_t: np.ndarray, other_t: np.ndarray, floor_db
 
 
 def mel_cepstral_distortion(reference_t: np.ndarray, other_t: np.ndarray, sample_rate: int, order: int = 24) -> float:
-    """Mean over frames of the mel-cepstral distance in dB, without coefficient 0 (loudness) and without time warping."""
+    """Mean over frames of the mel-cepstral distance in dB, without coefficient 0 (loudness), no time warping."""
     reference_ft, other_ft = (_mel_cepstrum(w, sample_rate, order) for w in (reference_t, other_t))
     return float(MCD_SCALE * np.sqrt(((reference_ft - other_ft) ** 2).sum(0)).mean())
 

@@ -97,7 +97,7 @@ class Generate:
         known = module.data_info["tags"]
         unknown = [tag for tag in self.tags if tag not in known]
         if unknown:
-            raise UserError(f"protocol.tags has {unknown[0]!r}, which this model does not have; choose of {', '.join(known)}")
+            raise UserError(f"protocol.tags has {unknown[0]!r}, unknown to this model: choose of {', '.join(known)}")
         return torch.tensor([[float(tag in self.tags) for tag in known]])
 
     def _features(self, module, datamodule) -> np.ndarray:

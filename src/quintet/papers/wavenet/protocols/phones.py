@@ -21,7 +21,7 @@ class Phones:
 
     def __call__(self, module, datamodule, run_dir: Path) -> dict[str, float]:
         if not module.recognizes:
-            raise UserError("protocol=phones needs a model trained with model.network.recognition, but this one was not: choose another run")
+            raise UserError("protocol=phones needs a model with model.network.recognition, but this one has none")
         names = module.data_info["phones"]
         labels, log_posteriors = self._frames(module, datamodule)
         predictions = [log_fp.argmax(1) for log_fp in log_posteriors]
@@ -62,7 +62,7 @@ class Phones:
         share = confusion / np.maximum(totals[:, None], 1)
         write_csv(out_dir / "phones.csv", ("phone", "frames", "recall"), _rows(names, totals, share))
         axes = "true phone", "recognized phone"
-        plot_matrix(out_dir / "confusion.png", share, names, "Frames of 10 ms, rows normalized", axes, "fraction of the row")
+        plot_matrix(out_dir / "confusion.png", share, names, "10 ms frames, rows normalized", axes, "fraction")
 
 
 def training_counts(datamodule, num_phones: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ from quintet.metrics.audio import NATS_PER_BIT
 
 
 class SpeakerSwap:
-    """Score `max_batches` test batches under every speaker; writes a table and a heat map to `<run_dir>/speaker_swap`."""
+    """Score `max_batches` test batches under every speaker; writes table and heat map to `<run_dir>/speaker_swap`."""
 
     def __init__(self, max_batches: int | None = None) -> None:
         self.max_batches = max_batches
@@ -26,13 +26,16 @@ class SpeakerSwap:
         matrix = _by_true_speaker(nll_us, samples_u, true_u, len(names))
         write_csv(out_dir / "bits_by_true_and_given_speaker.csv", ("true_speaker", *names), _rows(names, matrix))
         excess = matrix - np.diag(matrix)[:, None]
-        title, axes = "Held-out bits lost by conditioning on another speaker", ("true speaker", "speaker given to the model")
+        title, axes = (
+            "Held-out bits lost by conditioning on another speaker",
+            ("true speaker", "given speaker"),
+        )
         plot_matrix(out_dir / "swap.png", excess, names, title, axes, "bits/sample above the right speaker")
         return _summary(bits_us, samples_u, true_u)
 
     @torch.no_grad()
     def _score(self, module, datamodule, speakers: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Summed NLL in nats (U, S) of each test utterance under each speaker, its samples (U,) and true speaker (U,)."""
+        """Summed NLL in nats (U, S) of each utterance under each speaker, its samples (U,) and true speaker (U,)."""
         nll: dict[int, np.ndarray] = {}
         samples: dict[int, int] = {}
         true: dict[int, int] = {}
