@@ -1,6 +1,7 @@
-"""Causal convolutions, the gated residual block and the dilated stack (WaveNet, sections 2.1, 2.3, 2.4).
+"""Causal convolutions, the gated residual block and the dilated stack (WaveNet, sections 2.1, 2.3 and 2.4).
 
-Legend: b batch, q classes, r residual, g gate, s skip channels, c conditioning channels, t time in samples.
+Letters in names give the dimensions: b batch, r residual channels, g filter and gate channels (2 x gate_channels),
+z gate channels, s skip channels, c conditioning channels, k blocks, t time in samples.
 """
 
 import math
@@ -11,30 +12,40 @@ from torch import Tensor, nn
 
 
 class FrontConvolution(nn.Module):
-    """Causal convolution over one-hot classes, as a table look-up per tap (section 2.1).
+    """The first causal convolution, whose input is one-hot classes (section 2.1), as one table look-up per tap.
 
-    What lies before the window is silence, class Q // 2: an all-zero one-hot is no valid input.
+    Before the window there is silence, class Q // 2; an all-zero one-hot vector would be no class at all.
     """
 
     def __init__(self, num_classes: int, channels: int, kernel_size: int):
         super().__init__()
         self.kernel_size, self.silence = kernel_size, num_classes // 2
-        # One row per (tap, class); unit variance at the output, since a one-hot selects one row per tap.
+        # One row per (tap, class). A one-hot selects one row per tap, so this scale gives outputs of unit variance.
         self.weight = nn.Parameter(torch.randn(kernel_size, num_classes, channels) / math.sqrt(kernel_size))
 
     def forward(self, classes_bt: Tensor) -> Tensor:
-        """classes (B, T) int64 -> (B, R, T)."""
+        """Classes (B, T) int64 -> (B, R, T)."""
         padded = F.pad(classes_bt, (self.kernel_size - 1, 0), value=self.silence)
         length = classes_bt.size(1)
-        x_btr = sum(F.embedding(padded[:, tap : tap + length], w) for tap, w in enumerate(self.weight))
+        x_btr = F.embedding(padded[:, :length], self.weight[0])
+        for tap in range(1, self.kernel_size):
+            x_btr = x_btr + F.embedding(padded[:, tap : tap + length], self.weight[tap])
         return x_btr.transpose(1, 2)
 
 
-class ResidualBlock(nn.Module):
-    """Equations 2 and 3, z = tanh(Wf*x + Vf h) * sigmoid(Wg*x + Vg h), and the residual connection (section 2.4).
+def gated_activation(a_bgt: Tensor) -> Tensor:
+    """z = tanh(filter) * sigmoid(gate), equation 2; filter and gate are the two halves of dimension 1."""
+    filter_bzt, gate_bzt = a_bgt.chunk(2, dim=1)
+    return torch.tanh(filter_bzt) * torch.sigmoid(gate_bzt)
 
-    Filter and gate are one convolution of twice the channels; so are Vf and Vg. The last block of a stack has no
-    residual 1x1: nothing would read it.
+
+class ResidualBlock(nn.Module):
+    """One dilated layer: equations 2 and 3, then the 1x1 convolution back to the residual channels (section 2.4).
+
+        z = tanh(W_f * x + V_f h) * sigmoid(W_g * x + V_g h)
+
+    `filter_gate` holds W_f and W_g, `condition` V_f and V_g of local conditioning. Global conditioning comes as a bias
+    (see `GlobalConditioning`). The last block of a stack has no residual convolution, since nothing would read it.
     """
 
     def __init__(
@@ -48,33 +59,32 @@ class ResidualBlock(nn.Module):
         self.scale = math.sqrt(0.5) if scale else 1.0
 
     def forward(
-        self, x_brt: Tensor, length: int, bias_bg1: Tensor | None, condition_bct: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """The last `length` steps of (the next block's input, z), (B, R, length) and (B, G, length)."""
-        a_bgt = self.filter_gate(_last_steps(x_brt, length + self.reach))
-        if bias_bg1 is not None:
-            a_bgt = a_bgt + bias_bg1
+        self, x_brt: Tensor, length: int, bias_bg: Tensor | None, condition_bct: Tensor | None
+    ) -> tuple[Tensor | None, Tensor]:
+        """The last `length` steps of the next block's input (None for the last block) and of z (B, Z, length)."""
+        a_bgt = self.filter_gate(causal_window(x_brt, length, self.reach))
+        if bias_bg is not None:
+            a_bgt = a_bgt + bias_bg[..., None]
         if self.condition is not None:
             assert condition_bct is not None
             a_bgt = a_bgt + self.condition(condition_bct[..., -length:])
-        filter_bgt, gate_bgt = a_bgt.chunk(2, dim=1)
-        z_bgt = torch.tanh(filter_bgt) * torch.sigmoid(gate_bgt)
+        z_bzt = gated_activation(a_bgt)
         if self.residual is None:
-            return x_brt, z_bgt
-        x_brt = x_brt[..., -length:] + self.residual(z_bgt)
-        return (x_brt if self.scale == 1.0 else x_brt * self.scale), z_bgt
+            return None, z_bzt
+        return (x_brt[..., -length:] + self.residual(z_bzt)) * self.scale, z_bzt
 
 
-def _last_steps(x_brt: Tensor, length: int) -> Tensor:
-    """The last `length` steps; steps before the first one are zero."""
-    missing = length - x_brt.size(-1)
-    return F.pad(x_brt, (missing, 0)) if missing > 0 else x_brt[..., -length:]
+def causal_window(x_brt: Tensor, length: int, reach: int) -> Tensor:
+    """The last `length + reach` steps of x, filled with zeros on the left where x is shorter."""
+    missing = length + reach - x_brt.size(-1)
+    return F.pad(x_brt, (missing, 0)) if missing > 0 else x_brt[..., -missing:]
 
 
 class DilatedStack(nn.Module):
     """`stacks` times dilations 1, 2, 4, ... 2^(layers_per_stack-1), and the sum of the skip connections.
 
-    The skip 1x1s of all blocks are one 1x1 over the concatenated z: the same function as one large product.
+    The skip 1x1 convolutions of all blocks are one 1x1 convolution over the concatenated z: the same function, computed
+    as one large product.
     """
 
     def __init__(
@@ -100,13 +110,13 @@ class DilatedStack(nn.Module):
 
     @property
     def reach(self) -> int:
-        """How many steps before the present the stack looks back: (k - 1) * sum of dilations."""
-        return sum(block.reach for block in self.blocks)
+        """Number of past steps that one output depends on: (kernel_size - 1) * sum of dilations."""
+        return (self.kernel_size - 1) * sum(self.dilations)
 
     @property
     def condition_reach(self) -> int:
-        """The same for its conditioning input, which the first block reads without a delay."""
-        return self.reach - self.blocks[0].reach
+        """The same for the conditioning input, which the first block reads without a delay."""
+        return self.reach - (self.kernel_size - 1) * self.dilations[0]
 
     def forward(
         self,
@@ -118,7 +128,7 @@ class DilatedStack(nn.Module):
     ) -> Tensor:
         """Skip sum (B, S, last); each block computes only the steps that the `last` outputs depend on.
 
-        `inputs` collects the input of every block, from which fast generation fills its queues.
+        The input of every block is appended to `inputs`: fast generation fills its queues from it.
         """
         total = x_brt.size(-1)
         last, reach, z_list = last or total, self.reach, []
@@ -126,7 +136,7 @@ class DilatedStack(nn.Module):
             if inputs is not None:
                 inputs.append(x_brt)
             reach -= block.reach
-            bias_bg1 = None if biases_bkg is None else biases_bkg[:, i, :, None]
-            x_brt, z_bgt = block(x_brt, min(total, last + reach), bias_bg1, condition_bct)
-            z_list.append(z_bgt[..., -last:])
+            bias_bg = None if biases_bkg is None else biases_bkg[:, i]
+            x_brt, z_bzt = block(x_brt, min(total, last + reach), bias_bg, condition_bct)
+            z_list.append(z_bzt[..., -last:])
         return self.skip(torch.cat(z_list, dim=1))
