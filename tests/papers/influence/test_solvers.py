@@ -83,7 +83,7 @@ def test_cg_stops_at_its_tolerance_and_solving_together_takes_fewer_products(pro
 
 def test_long_conjugate_gradients_say_how_far_they_are(problem, monkeypatch, caplog):
     risk, _ = problem
-    monkeypatch.setattr(cg, "TELL", 0.0)
+    monkeypatch.setattr(cg, "LOG_INTERVAL", 0.0)
     with caplog.at_level("INFO"):
         found = ConjugateGradient(tolerance=1e-6, preconditioner="none", damping=0.1).solve(risk, right(risk, 2))
     told = [record.message for record in caplog.records if record.message.startswith("conjugate gradients: ")]

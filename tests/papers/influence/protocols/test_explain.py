@@ -263,7 +263,7 @@ def test_impossible_requests(tmp_path, options, message):
 
 
 def test_data_without_groups_and_modules_without_losses(tmp_path):
-    with pytest.raises(UserError, match=r"protocol\.aggregate=group: .* belong to no group"):
+    with pytest.raises(UserError, match=r"protocol\.aggregate=group: .* have no groups"):
         explained(tmp_path, PointData(groups=False), aggregate="group")
     with pytest.raises(UserError, match=r"Linear has no example_losses\(batch\)"):
         explained(tmp_path, module=nn.Linear(2, 2))
@@ -309,7 +309,7 @@ def test_the_command_line_explains_a_run(monkeypatch, run, capsys):
     [
         ("protocol.queries=[4]", "protocol.queries has index 4: the test split has 4 examples"),
         ("protocol.params=network.haed.*", "matches no parameter: choose from network.bias, "),
-        ("protocol.aggregate=group", "belong to no group"),
+        ("protocol.aggregate=group", "have no groups"),
         ("protocol.tops=3", "did you mean top?"),
         ("solver.dampnig=3", "did you mean damping?"),
     ],
