@@ -16,7 +16,7 @@ from _common import Skip, require, row
 from torch import Tensor
 
 from quintet.papers.deeplab.backbone import BackboneConfig
-from quintet.papers.deeplab.heads import NetworkConfig
+from quintet.papers.deeplab.config import DeepLabConfig
 from quintet.papers.deeplab.module import DeepLabModule
 from quintet.papers.deeplab.network import DeepLab
 
@@ -74,7 +74,7 @@ def forward_against_cpu(setting: Setting) -> Iterator[dict]:
     try:
         torch.manual_seed(0)
         for form, backbone in (("resnet", "resnet18"), ("vgg", "vgg11")):
-            config = NetworkConfig("aspp_l", form=form, channels=64, scales=(1, 0.75, 0.5))
+            config = DeepLabConfig("aspp_l", form=form, channels=64, scales=(1, 0.75, 0.5))
             network = DeepLab(BackboneConfig(backbone, output_stride=8), config, 21).eval()
             images = torch.rand(1, 3, 65, 97)
             expected = copy.deepcopy(network).double().full_resolution(images.double())

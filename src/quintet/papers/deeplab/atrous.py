@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 
 from quintet.common.errors import UserError
-from quintet.papers.deeplab.depthwise import AtrousDepthwise
 
 PROBE = 2**15 + 1  # pixels a side, on the meta device, where nothing is computed: ratios of sizes are strides
 KERNELS = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
@@ -111,7 +110,6 @@ def _spread(network: nn.Module, name: str, rates: Rates, output_stride: int, key
         _dilate(layer, name, factor, key)
         if isinstance(layer, nn.MaxPool2d) and max(_pair(layer.padding)) > 0:
             network.set_submodule(name, BorderedMaxPool(layer))
-        network.set_submodule(name, AtrousDepthwise.of(network.get_submodule(name)))
 
 
 def _square(stride: int | tuple[int, ...], name: str) -> int:

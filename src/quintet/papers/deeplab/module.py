@@ -3,7 +3,7 @@
 Legend: B images, C classes, H x W pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from quintet.common.optim import OptimizerConfig, build_optimizer, from_mapping
 from quintet.data.batches import SegmentationBatch
 from quintet.metrics.segmentation import MeanIoU
 from quintet.papers.deeplab.backbone import BackboneConfig
+from quintet.papers.deeplab.config import DeepLabConfig
 from quintet.papers.deeplab.groups import decayed_names, l2_term, parameter_groups
-from quintet.papers.deeplab.heads import NetworkConfig
 from quintet.papers.deeplab.multi_scale import IGNORE, fuse, resize, summed_losses
 from quintet.papers.deeplab.network import DeepLab
 
@@ -41,20 +41,31 @@ class DeepLabModule(PaperModule):
     """
 
     batch_type = SegmentationBatch
+    renamed_tensors = ((r"^network\.head\.branches\.(\d+)\.fc8\.", r"network.head.branches.\1.classifier."),)
+
+    network: DeepLab
+
+    @classmethod
+    def renamed(cls, state: dict[str, Any]) -> dict[str, Any]:
+        """`state` with every tensor under its present name; a single branch was once called `branches.0`."""
+        state = super().renamed(state)
+        if any(name.startswith("network.head.branches.1.") for name in state):
+            return state
+        return {name.replace("network.head.branches.0.", "network.head."): tensor for name, tensor in state.items()}
 
     def __init__(
         self,
-        network: NetworkConfig,
-        backbone: BackboneConfig,
-        optimizer: OptimizerConfig,
-        data_info: dict,
+        network: DeepLabConfig | Mapping[str, Any],
+        backbone: BackboneConfig | Mapping[str, Any],
+        optimizer: OptimizerConfig | Mapping[str, Any],
+        data_info: Mapping[str, Any],
         weight_decay: float = 5e-4,
         new_layers_lr: float = 10.0,
         mean_over: Sequence[str] | None = None,
         media_count: int = 4,
     ) -> None:
         super().__init__()
-        config = from_mapping(NetworkConfig, network, "model.network")
+        config = from_mapping(DeepLabConfig, network, "model.network")
         backbone_config = from_mapping(BackboneConfig, backbone, "model.backbone")
         self.optimizer_config = from_mapping(OptimizerConfig, optimizer, "model.optimizer")
         self._check(weight_decay, new_layers_lr, data_info["classes"], mean_over or [])
@@ -97,12 +108,12 @@ class DeepLabModule(PaperModule):
 
     def example_losses(self, batch: SegmentationBatch) -> Tensor:
         """Loss (B,) of every example, without the L2 term."""
-        images, labels = self.on_grid(batch)
+        images, labels = self.pad_to_stride(batch)
         return summed_losses(self.network.pyramid(images), labels)
 
-    def on_grid(self, batch: SegmentationBatch) -> tuple[Tensor, Tensor]:
-        """Images and labels, grown to where scores lie on pixels."""
-        images, (height, width) = self.network.padded(batch.images), batch.labels.shape[-2:]
+    def pad_to_stride(self, batch: SegmentationBatch) -> tuple[Tensor, Tensor]:
+        """Images and labels padded so that scores are on pixels; padded pixels are labeled 255."""
+        images, (height, width) = self.network.pad_to_stride(batch.images), batch.labels.shape[-2:]
         down, right = images.shape[-2] - height, images.shape[-1] - width
         return images, F.pad(batch.labels, (0, right, 0, down), value=IGNORE)
 
@@ -125,7 +136,7 @@ class DeepLabModule(PaperModule):
 
     def _evaluate(self, batch: SegmentationBatch, stage: str) -> None:
         """At full resolution; what is padded has label 255 and counts nowhere."""
-        images, labels = self.on_grid(batch)
+        images, labels = self.pad_to_stride(batch)
         scores = self.network.pyramid(images)
         self.losses[stage].update(summed_losses(scores, labels))
         self.iou[stage].update(resize(fuse(scores), labels.shape[-2:]).argmax(1), labels)
@@ -147,9 +158,9 @@ class DeepLabModule(PaperModule):
     def setup(self, stage: str) -> None:
         """Before any run: crops that put scores between pixels train on shifted labels."""
         crop = getattr(getattr(self._trainer, "datamodule", None), "crop_size", None)
-        if stage == "fit" and isinstance(crop, int) and self.network.missing(crop):
-            grid, nearest = self.network.grid, crop + self.network.missing(crop)
-            rank_zero_info(f"data.crop_size={crop} is padded to {nearest} at every step: {grid}k + 1 needs no padding")
+        if stage == "fit" and isinstance(crop, int) and self.network.padding_of(crop):
+            padded, step = crop + self.network.padding_of(crop), self.network.size_step
+            rank_zero_info(f"data.crop_size={crop} is padded to {padded} at every step: {step}k + 1 needs no padding")
 
     def on_fit_start(self) -> None:
         backbone, head = self.network.backbone.config, self.network.config

@@ -39,8 +39,8 @@ def fuse(scores: Sequence[Tensor]) -> Tensor:
     return torch.stack([resize(s, size) for s in scores]).amax(0) if len(scores) > 1 else scores[0]
 
 
-def grid(output_stride: int, scales: Sequence[float]) -> int:
-    """Sizes of a multiple of this, plus 1, put the scores of every scale onto pixels of that scale."""
+def size_step(output_stride: int, scales: Sequence[float]) -> int:
+    """For sides of a multiple of this plus 1, the scores of every scale are on pixels of that scale."""
     return output_stride * lcm(*(Fraction(scale).limit_denominator(64).denominator for scale in scales))
 
 
