@@ -81,7 +81,7 @@ def test_the_classifier_by_itself_gives_the_scores_of_the_whole_network(images, 
         ({"head": "none"}, "network.head.*.weight"),
         ({"head": "none"}, [LAST, "network.backbone.*"]),
         ({"head": "none", "scales": [1.0, 0.5]}, LAST),
-        ({"head": "aspp_s", "form": "vgg", "channels": 8}, LAST),
+        ({"head": "aspp_s", "form": "vgg", "channels": 8}, "network.head.branches.0.classifier.*"),
         ({"head": "large_fov"}, LAST),  # 3 x 3
     ],
 )
