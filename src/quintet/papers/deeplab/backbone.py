@@ -1,4 +1,4 @@
-"""Backbones: torchvision networks up to their last feature map, at an output stride, with their own normalisation."""
+"""Backbones: torchvision networks up to their last feature map, at an output stride, with their own normalization."""
 
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -154,7 +154,7 @@ def _wide_pools(body: nn.Module) -> None:
 
 
 def _last_pool_without_holes(body: nn.Module) -> None:
-    """The authors' pool5 has stride 1 and no holes."""
+    """The authors' pool5 has stride 1 and rate 1."""
     pool = _pools(body)[-1]
     pool.dilation, pool.padding = 1, 1
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
 
 from quintet.papers.deeplab.heads import ASPP
 
@@ -129,7 +130,7 @@ class _Depthwise(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             in_x = _convolve(gradient_bchw, weight_c1kk.flip(2, 3), ctx.rate)
         if ctx.needs_input_grad[1]:
-            in_weight = torch.nn.grad.conv2d_weight(
+            in_weight = conv2d_weight(
                 deinterlaced(x_bchw, ctx.rate), weight_c1kk.shape, deinterlaced(gradient_bchw, ctx.rate),
                 padding=_half(weight_c1kk), groups=len(weight_c1kk),
             )  # fmt: skip

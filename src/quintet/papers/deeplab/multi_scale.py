@@ -66,13 +66,13 @@ def mean_losses(scores_bchw: Tensor, labels_bhw: Tensor) -> Tensor:
 def summed_losses(scores: Sequence[Tensor], labels_bhw: Tensor) -> Tensor:
     """The loss (B,) of the fused scores plus that of each scale's; of one scale just its own.
 
-    As the authors have it, scores whose cells lie between pixels of the labels (scale .75) are resized first.
+    As in the authors' code, scores whose cells lie between pixels of the labels (scale .75) are resized first.
     """
     if len(scores) == 1:
         return mean_losses(scores[0], labels_bhw)
     size = scores[0].shape[-2:]
     kept = [s if _on_pixels(labels_bhw.shape[-2:], s.shape[-2:]) else resize(s, size) for s in scores]
-    return sum(mean_losses(s, labels_bhw) for s in (fuse(scores), *kept))
+    return torch.stack([mean_losses(s, labels_bhw) for s in (fuse(scores), *kept)]).sum(0)
 
 
 def _on_pixels(pixels: Sequence[int], cells: Sequence[int]) -> bool:

@@ -120,7 +120,7 @@ def test_masks_without_borders_are_refused(shapes_run, tmp_path, monkeypatch):
         return image, np.where(labels == 255, 0, labels).astype(np.uint8), name
 
     monkeypatch.setattr(data, "raw", without)
-    with pytest.raises(UserError, match="no pixel of test is labelled 255"):
+    with pytest.raises(UserError, match="no pixel of test is labeled 255"):
         Trimap()(module, data, tmp_path / "eval")
 
 
