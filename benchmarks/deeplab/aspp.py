@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import report, row
-from quintet.papers.deeplab.heads import Head, NetworkConfig
-from quintet.papers.deeplab.taps import summed
+from quintet.papers.deeplab.config import DeepLabConfig
+from quintet.papers.deeplab.cpu_kernels import FusedASPP
+from quintet.papers.deeplab.heads import ASPP, build_head
 
 CLASSES = 21
 WAYS = {
-    "one product": lambda head, features: summed(features, [branch["fc8"] for branch in head.branches]),
-    "four convolutions": Head.separately,
+    "one product": lambda aspp, features: FusedASPP(aspp)(features),
+    "four convolutions": lambda aspp, features: aspp(features),
 }
 
 
@@ -51,16 +52,16 @@ def measure(case: Case, repeats: int, device: str = "cpu") -> dict[str, dict[str
     """Median milliseconds of each way at inference and in training, and how far their scores lie apart."""
     torch.manual_seed(0)
     dtype = torch.bfloat16 if case.precision == "bf16" else torch.float32
-    head = Head(NetworkConfig("aspp_l"), case.channels, CLASSES, case.output_stride)
+    head = build_head(DeepLabConfig("aspp_l"), case.channels, CLASSES, case.output_stride)
     head.to(device, dtype, memory_format=torch.channels_last)
     features = torch.randn(case.batch, case.channels, case.side, case.side).relu()
     features = features.to(device, dtype, memory_format=torch.channels_last).requires_grad_()
 
-    def infer(way: Callable[[Head, Tensor], Tensor]) -> Tensor:
+    def infer(way: Callable[[ASPP, Tensor], Tensor]) -> Tensor:
         with torch.inference_mode():
             return way(head, features)
 
-    def train(way: Callable[[Head, Tensor], Tensor]) -> None:
+    def train(way: Callable[[ASPP, Tensor], Tensor]) -> None:
         scores = way(head, features)
         torch.autograd.grad(scores, [features, *head.parameters()], torch.ones_like(scores))
 

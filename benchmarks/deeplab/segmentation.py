@@ -31,6 +31,7 @@ from benchmarks.influence.peers import memory_mb
 from quintet.common.errors import UserError
 from quintet.data.batches import SegmentationBatch
 from quintet.papers.deeplab.atrous import to_output_stride
+from quintet.papers.deeplab.cpu_kernels import use_cpu_kernels
 from quintet.papers.deeplab.module import DeepLabModule
 
 NETWORKS = ("ours", "torchvision", "strided")
@@ -63,7 +64,7 @@ class Candidate:
 def ours(backbone: str, output_stride: int, head: str) -> Candidate:
     """The module that train.py trains."""
     module = DeepLabModule(
-        {"head": head},
+        {"head": head, "cpu_kernels": True},
         {"name": backbone, "output_stride": output_stride, "weights": None},
         {"name": "sgd", "lr": 1e-4, "momentum": 0.9, "schedule": "constant"},
         {"num_classes": CLASSES, "classes": [str(c) for c in range(CLASSES)]},
@@ -87,6 +88,7 @@ def torchvisions(backbone: str, output_stride: int) -> Candidate:
     else:
         body = nn.Sequential(to_output_stride(models.get_model(backbone, weights=None).features, output_stride))
         body, channels = IntermediateLayerGetter(body, {"0": "out"}), 1280
+    use_cpu_kernels(body)
     network = DeepLabV3(body, DeepLabHead(channels, CLASSES), None).to(memory_format=torch.channels_last)
 
     def scores(batch: SegmentationBatch) -> Tensor:

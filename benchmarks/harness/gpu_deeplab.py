@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks.common import SECTION_S, Skip, require, row
 from benchmarks.deeplab import aspp, segmentation
 from quintet.papers.deeplab.backbone import BackboneConfig
-from quintet.papers.deeplab.heads import NetworkConfig
+from quintet.papers.deeplab.config import DeepLabConfig
 from quintet.papers.deeplab.module import DeepLabModule
 from quintet.papers.deeplab.network import DeepLab
 
@@ -73,7 +73,7 @@ def forward_against_cpu(setting: Setting) -> Iterator[dict]:
     try:
         torch.manual_seed(0)
         for form, backbone in (("resnet", "resnet18"), ("vgg", "vgg11")):
-            config = NetworkConfig("aspp_l", form=form, channels=64, scales=(1, 0.75, 0.5))
+            config = DeepLabConfig("aspp_l", form=form, channels=64, scales=(1, 0.75, 0.5))
             network = DeepLab(BackboneConfig(backbone, output_stride=8), config, 21).eval()
             images = torch.rand(1, 3, 65, 97)
             expected = copy.deepcopy(network).double().full_resolution(images.double())

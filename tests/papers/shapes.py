@@ -42,8 +42,8 @@ def learn(run: Path, strength: float = 8.0) -> None:
     solved = torch.linalg.solve(x.T @ x + 1e-3 * x.square().mean() * torch.eye(x.shape[1]), x.T @ y).float()
     path = run / "checkpoints" / "last.ckpt"
     state = torch.load(path, weights_only=True)
-    state["state_dict"]["network.head.branches.0.fc8.weight"] = strength * solved[:-1].T[..., None, None].contiguous()
-    state["state_dict"]["network.head.branches.0.fc8.bias"] = strength * solved[-1]
+    state["state_dict"]["network.head.classifier.weight"] = strength * solved[:-1].T[..., None, None].contiguous()
+    state["state_dict"]["network.head.classifier.bias"] = strength * solved[-1]
     torch.save(state, path)
 
 

@@ -52,18 +52,22 @@ class EncoderConfig:
         return self.image_size or native_size(self.name)
 
     def cache_key(self) -> list:
-        """What the frozen encoder's features depend on beside the images."""
+        """What the frozen encoder's features depend on besides the images."""
         return [self.name, weights_key(self.name, self.weights, f"{KEY}.weights"), self.size]
 
 
 class Encoder(nn.Module):
     """Images (I, 3, H, W), RGB in [0, 1] at any size -> features (I, F).
 
-    Starts frozen, stage 1 of section 4.3.1: no gradients, out of the optimiser, and in eval mode whatever `train()` is
-    told, so that Lightning cannot bring batch norm and dropout back. `thaw` is stage 2; the buffer `trained` remembers
+    Starts frozen, stage 1 of section 4.3.1: no gradients, not in the optimizer, and in eval mode even after
+    `train()`, which Lightning calls. `thaw` is stage 2; the buffer `trained` remembers
     it in checkpoints: features that were cached before it are no longer this encoder's.
     Errors: UserError for weights that are missing, broken or of another network.
     """
+
+    mean: Tensor
+    std: Tensor
+    trained: Tensor
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -72,11 +76,12 @@ class Encoder(nn.Module):
         if config.frozen_bn:
             freeze_batch_norm(self.body)
         mean, std = normalisation(config.name, config.weights)
-        # persistent: a checkpoint knows what its network was trained with
+        # persistent, so that a checkpoint contains the normalization of its weights
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
         self.register_buffer("trained", torch.tensor(False))
-        self.to(memory_format=torch.channels_last)  # almost twice as fast on CPU
+        # almost twice as fast on CPU
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
         self.freeze()
 
     @property
@@ -84,12 +89,12 @@ class Encoder(nn.Module):
         return not self._trainable
 
     def freeze(self) -> None:
-        """No gradients, eval mode for good."""
+        """No gradients; stays in eval mode."""
         self._trainable = False
         self.requires_grad_(False).eval()
 
     def thaw(self) -> None:
-        """Gradients, and whatever mode the module around it is in; a frozen batch norm stays so."""
+        """Gradients, and the mode of the surrounding module; frozen batch norm stays frozen."""
         self._trainable = True
         self.trained.fill_(True)
         self.requires_grad_(True)
@@ -102,12 +107,13 @@ class Encoder(nn.Module):
 
 
 def _body(config: EncoderConfig) -> tuple[nn.Module, int]:
-    """The network without its last layers, and F. A classifier of other classes, or none at all, is no matter."""
+    """The network without its last layers, and F. The weights may have a classifier of other classes, or none."""
     try:
         network = random_network(config.name)
     except ValueError as error:
         raise no_such_network(config.name, KEY) from error
     head, width = head_of(config.name), feature_width(network, config.name)
+    assert head is not None  # EncoderConfig has checked it
     setattr(network, head, nn.Identity())
     state = read_weights(config.name, config.weights, f"{KEY}.weights")
     if state is not None:

@@ -48,8 +48,10 @@ def without_auxiliary(state: Mapping[str, Tensor], name: str) -> dict[str, Tenso
 
 def feature_width(network: nn.Module, name: str) -> int:
     """Features that the last layers read."""
-    head = getattr(network, head_of(name))
-    return next(layer for layer in head.modules() if isinstance(layer, nn.Linear)).in_features
+    head = head_of(name)
+    assert head is not None
+    last_layers = getattr(network, head)
+    return next(layer for layer in last_layers.modules() if isinstance(layer, nn.Linear)).in_features
 
 
 def normalisation(name: str, weights: str | None) -> tuple[tuple[float, ...], tuple[float, ...]]:

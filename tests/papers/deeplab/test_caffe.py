@@ -11,7 +11,8 @@ from torchvision import models
 from quintet.common.errors import UserError
 from quintet.papers.deeplab.backbone import Backbone, BackboneConfig
 from quintet.papers.deeplab.caffe import from_caffe
-from quintet.papers.deeplab.heads import Head, NetworkConfig
+from quintet.papers.deeplab.config import DeepLabConfig
+from quintet.papers.deeplab.heads import build_head
 
 MEAN_BGR = torch.tensor([104.008, 116.669, 122.675]).view(3, 1, 1)
 LETTERS = "abcdef"
@@ -140,13 +141,15 @@ def test_deeplabs_own_vgg_with_its_small_fc6():
     torch.manual_seed(0)
     shapes = {"fc6.weight": (6, 512, 3, 3), "fc6.bias": (6,), "fc7.weight": (6, 6, 1, 1), "fc7.bias": (6,)}
     state = {name: torch.randn(shape) for name, shape in shapes.items()}
-    head = Head(NetworkConfig("large_fov", form="vgg", channels=6), 512, 21, 8, pretrained=True)
-    head.start_from(from_caffe(state, "vgg16"))
+    head = build_head(DeepLabConfig("large_fov", form="vgg", channels=6), 512, 21, 8)
+    head.load_fc(from_caffe(state, "vgg16"))
     for name in ("fc6", "fc7"):
-        assert torch.equal(head.branches[0][name].weight, state[f"{name}.weight"])
-        assert torch.equal(head.branches[0][name].bias, state[f"{name}.bias"])
-    with pytest.raises(UserError, match="fc6 of the weights has 3072 inputs, no square kernel on 512 channels"):
-        head.start_from(from_caffe(state | {"fc6.weight": torch.randn(6, 512, 3, 2)}, "vgg16"))
+        assert torch.equal(getattr(head, name).weight, state[f"{name}.weight"])
+        assert torch.equal(getattr(head, name).bias, state[f"{name}.bias"])
+    with pytest.raises(
+        UserError, match=r"fc6 of model\.backbone\.weights has 3072 inputs, which is not a square kernel"
+    ):
+        head.load_fc(from_caffe(state | {"fc6.weight": torch.randn(6, 512, 3, 2)}, "vgg16"))
 
 
 def test_other_weights_are_refused(tmp_path):

@@ -12,7 +12,7 @@ from quintet.papers.deeplab.crf import crf as module
 from quintet.papers.deeplab.crf.crf import Crf, CrfConfig, infer
 
 FAST = {"iterations": 2, "sa": 10, "sb": 20}
-BACKENDS = pytest.mark.parametrize("backend", ["pydensecrf", "torch"])
+BACKENDS = pytest.mark.parametrize("backend", ["auto", "torch", "compiled", "pydensecrf"])
 
 
 def die(*_):
@@ -72,7 +72,7 @@ def test_the_pool_keeps_the_order_and_reads_ahead_no_further_than_it_needs():
 
 def test_a_dead_process_ends_in_one_line(monkeypatch):
     monkeypatch.setattr(module, "infer", die)
-    with pytest.raises(UserError, match=r"pool died .*: lower crf.workers"):
+    with pytest.raises(UserError, match=r"a worker process of the CRF died .*: lower crf.workers"):
         list(Crf(CrfConfig(backend="pydensecrf", workers=1, **FAST)).refine_many([scene(5, 6, 3)]))
 
 
@@ -81,7 +81,7 @@ def test_what_is_wrong_with_the_third_map_is_said_after_two_results(backend):
     probabilities, image = scene(5, 6, 3)
     bad = probabilities.copy()
     bad[0, 0, 0] = np.nan
-    results = Crf(CrfConfig(backend=backend, workers=0, **FAST)).refine_many(
+    results = Crf(CrfConfig(backend=backend, workers=0, batch_size=1, **FAST)).refine_many(
         [(probabilities, image)] * 2 + [(bad, image)]
     )
     next(results), next(results)
@@ -135,14 +135,14 @@ def test_zeros_are_probabilities(backend):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"backend": "caffe"}, "crf.backend='caffe' is unknown: use one of pydensecrf, torch"),
-        ({"iterations": -1}, "crf.iterations=-1: give a whole number from 0 on"),
-        ({"iterations": 2.5}, "crf.iterations=2.5: give a whole number"),
-        ({"workers": -2}, "crf.workers=-2: give a whole number from 0 on"),
-        ({"batch_size": 0}, "crf.batch_size=0: give a whole number from 1 on"),
-        ({"w1": -1.0}, "crf.w1=-1.0: give a weight of 0 or more"),
+        ({"backend": "caffe"}, "crf.backend='caffe' is unknown: use one of auto, torch, compiled, pydensecrf"),
+        ({"iterations": -1}, "crf.iterations=-1: use an integer of at least 0"),
+        ({"iterations": 2.5}, "crf.iterations=2.5: use an integer"),
+        ({"workers": -2}, "crf.workers=-2: use an integer of at least 0"),
+        ({"batch_size": 0}, "crf.batch_size=0: use an integer of at least 1"),
+        ({"w1": -1.0}, "crf.w1=-1.0: must be at least 0"),
         ({"w2": float("nan")}, "crf.w2=nan"),
-        ({"sb": 0.0}, "crf.sb=0.0: give a standard deviation above 0"),
+        ({"sb": 0.0}, "crf.sb=0.0: must be above 0"),
         ({"sg": float("inf")}, "crf.sg=inf"),
     ],
 )

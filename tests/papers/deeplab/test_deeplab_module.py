@@ -13,7 +13,7 @@ from quintet.common.optim import OptimizerConfig, lr_factor
 from quintet.data.batches import SegmentationBatch
 from quintet.harness.resume.checkpoint import AtomicCheckpointIO
 from quintet.papers.deeplab.backbone import BackboneConfig
-from quintet.papers.deeplab.heads import NetworkConfig
+from quintet.papers.deeplab.config import DeepLabConfig
 from quintet.papers.deeplab.module import DeepLabModule
 
 CLASSES = ["background", "cat", "dog"]
@@ -94,8 +94,8 @@ def test_vggs_fc6_and_fc7_learn_like_the_backbone():
     made = module({"head": "large_fov", "form": "vgg", "channels": 4}, {"name": "vgg11"}, {"schedule": "constant"})
     optimizer = made.configure_optimizers()["optimizer"]
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    branch = made.network.head.branches[0]
-    found = [rates[id(getattr(branch[layer], kind))] for layer in ("fc6", "fc7", "fc8") for kind in ("weight", "bias")]
+    branch = made.network.head
+    found = [rates[id(getattr(layer, kind))] for layer in branch.layers() for kind in ("weight", "bias")]
     assert found == pytest.approx([0.01, 0.02, 0.01, 0.02, 0.1, 0.2])
 
 
@@ -103,7 +103,7 @@ def test_the_l2_term_is_sgds_weight_decay():
     """A step on loss + term moves every parameter as torch's decay of the weights, and none of the biases, does."""
     made, same = module(weight_decay=0.1), module(weight_decay=0.1)
     for one in (made, same):
-        torch.nn.init.ones_(one.network.head.branches[0]["fc8"].bias)
+        torch.nn.init.ones_(one.network.head.classifier.bias)
     given = batch()
     weights, biases = [[p for n, p in same.named_parameters() if n.endswith("bias") == b] for b in (False, True)]
     optimizer = torch.optim.SGD([{"params": weights, "weight_decay": 0.1}, {"params": biases}], lr=0.5)
@@ -115,7 +115,7 @@ def test_the_l2_term_is_sgds_weight_decay():
     for (name, ours), theirs in zip(made.named_parameters(), same.parameters(), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-6), name
     rest = module({}, {"frozen_blocks": 8}, weight_decay=0.1)
-    expected = 0.05 * rest.network.head.branches[0]["fc8"].weight.square().sum()
+    expected = 0.05 * rest.network.head.classifier.weight.square().sum()
     assert rest.regularisation().item() == pytest.approx(expected.item()), "what is frozen does not decay"
 
 
@@ -145,8 +145,8 @@ def test_accumulated_single_images_are_a_batch_and_one_step_of_the_schedule(tmp_
 def test_what_is_reported_is_what_scikit_learn_counts(tmp_path, scales):
     made = module({"head": "aspp_s", "scales": scales}, mean_over=["cat", "dog"])
     with torch.no_grad():  # so that all classes are predicted
-        for branch in made.network.head.branches:
-            branch["fc8"].weight.normal_(0, 1)
+        for branch in made.network.head.branch_list():
+            branch.classifier.weight.normal_(0, 1)
     batches = [batch(1, 49, [[40, 31]], 1), batch(2, 33, None, 2)]
     metrics = trainer(tmp_path).test(made, Data(batches), verbose=False)[0]
     predicted, labels = [], []
@@ -248,7 +248,7 @@ def test_poly_needs_an_end(tmp_path):
 
 def test_configs_take_each_other():
     made = DeepLabModule(
-        NetworkConfig("none"),
+        DeepLabConfig("none"),
         BackboneConfig("resnet18"),
         OptimizerConfig(**SGD),
         {"num_classes": 3, "classes": CLASSES},

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from quintet.papers.deeplab.depthwise import AtrousDepthwise, deinterlaced
+from quintet.papers.deeplab.cpu_kernels import AtrousDepthwise, deinterlaced
 
 
 def depthwise(rate=2, kernel=3, channels=4, **options):

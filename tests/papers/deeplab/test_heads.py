@@ -7,7 +7,8 @@ from torch.nn import functional as F
 
 from quintet.common.errors import UserError
 from quintet.papers.deeplab.backbone import BackboneConfig
-from quintet.papers.deeplab.heads import Head, NetworkConfig, decimated, scaled_rates
+from quintet.papers.deeplab.config import DeepLabConfig
+from quintet.papers.deeplab.heads import build_head, decimated
 from quintet.papers.deeplab.network import DeepLab
 
 FEATURES = torch.randn(2, 6, 11, 13, generator=torch.Generator().manual_seed(0))
@@ -15,7 +16,7 @@ FEATURES = torch.randn(2, 6, 11, 13, generator=torch.Generator().manual_seed(0))
 
 def head(output_stride=8, **options):
     torch.manual_seed(0)
-    made = Head(NetworkConfig(channels=5, **options), 6, 3, output_stride).eval()
+    made = build_head(DeepLabConfig(channels=5, **options), 6, 3, output_stride).eval()
     for parameter in made.parameters():
         nn.init.normal_(parameter, std=0.3)
     return made
@@ -35,11 +36,11 @@ def spread_kernel(kernel, rate):
 @torch.no_grad()
 def test_resnet_form_sums_one_convolution_a_rate(kind, rates):
     made = head(head=kind)
-    assert len(made.branches) == len(rates)
+    assert len(made.branch_list()) == len(rates)
     expected = 0
-    for branch, rate in zip(made.branches, rates, strict=True):
-        kernel = spread_kernel(branch["fc8"].weight, rate)
-        expected = expected + F.conv2d(FEATURES, kernel, branch["fc8"].bias, padding=rate)
+    for branch, rate in zip(made.branch_list(), rates, strict=True):
+        kernel = spread_kernel(branch.classifier.weight, rate)
+        expected = expected + F.conv2d(FEATURES, kernel, branch.classifier.bias, padding=rate)
     assert torch.allclose(made(FEATURES), expected, atol=1e-5)
 
 
@@ -47,10 +48,10 @@ def test_resnet_form_sums_one_convolution_a_rate(kind, rates):
 def test_vgg_form_has_three_layers_a_branch():
     made = head(head="aspp_s", form="vgg", rates=[2, 3])
     expected = 0
-    for branch, rate in zip(made.branches, (2, 3), strict=True):
-        x = F.conv2d(FEATURES, branch["fc6"].weight, branch["fc6"].bias, padding=rate, dilation=rate).relu()
-        x = torch.einsum("oi,bihw->bohw", branch["fc7"].weight[..., 0, 0], x) + branch["fc7"].bias[:, None, None]
-        expected = expected + F.conv2d(x.relu(), branch["fc8"].weight, branch["fc8"].bias)
+    for branch, rate in zip(made.branch_list(), (2, 3), strict=True):
+        x = F.conv2d(FEATURES, branch.fc6.weight, branch.fc6.bias, padding=rate, dilation=rate).relu()
+        x = torch.einsum("oi,bihw->bohw", branch.fc7.weight[..., 0, 0], x) + branch.fc7.bias[:, None, None]
+        expected = expected + F.conv2d(x.relu(), branch.classifier.weight, branch.classifier.bias)
     assert torch.allclose(made(FEATURES), expected, atol=1e-5)
     made.train()
     assert not torch.allclose(made(FEATURES), made(FEATURES)), "dropout"
@@ -66,17 +67,17 @@ def test_none_looks_at_one_position():
 
 
 def test_rates_cover_as_much_of_the_image_at_other_strides():
-    assert scaled_rates(NetworkConfig(head="aspp_l"), 8) == [6, 12, 18, 24]
-    assert scaled_rates(NetworkConfig(head="aspp_l"), 16) == [3, 6, 9, 12]
-    assert scaled_rates(NetworkConfig(head="aspp_s"), 32) == [1, 1, 2, 3]
-    assert scaled_rates(NetworkConfig(head="large_fov", rates=[4]), 8) == [4]
+    assert DeepLabConfig(head="aspp_l").rates_at(8) == [6, 12, 18, 24]
+    assert DeepLabConfig(head="aspp_l").rates_at(16) == [3, 6, 9, 12]
+    assert DeepLabConfig(head="aspp_s").rates_at(32) == [1, 1, 2, 3]
+    assert DeepLabConfig(head="large_fov", rates=[4]).rates_at(8) == [4]
 
 
 def test_scores_start_near_zero():
-    made = Head(NetworkConfig(form="vgg"), 512, 21, 8)
-    for branch in made.branches:
-        assert branch["fc8"].weight.std().item() == pytest.approx(0.01, rel=0.05)
-        assert all(not layer.bias.any() for layer in branch.values())
+    made = build_head(DeepLabConfig(form="vgg"), 512, 21, 8)
+    for branch in made.branch_list():
+        assert branch.classifier.weight.std().item() == pytest.approx(0.01, rel=0.05)
+        assert all(not layer.bias.any() for layer in branch.layers())
 
 
 @pytest.mark.parametrize(
@@ -91,10 +92,10 @@ def test_scores_start_near_zero():
 )
 def test_parameters_of_table_1(options, millions):
     with torch.device("meta"):
-        made = Head(NetworkConfig(head="large_fov", form="vgg", **options), 512, 21, 8)
+        made = build_head(DeepLabConfig(head="large_fov", form="vgg", **options), 512, 21, 8)
     count = 14_714_688 + sum(p.numel() for p in made.parameters())  # VGG-16's convolutions
     assert round(count / 1e6, 1) == pytest.approx(millions, abs=0.11)
-    layer = made.branches[0]["fc6"]
+    layer = made.fc6
     assert layer(torch.empty(1, 512, 41, 41, device="meta")).shape[-2:] == (41, 41)
 
 
@@ -102,31 +103,33 @@ def test_fc6_and_fc7_are_decimated_from_vgg():
     torch.manual_seed(0)
     classifier = {"classifier.0.weight": torch.randn(9, 4 * 49), "classifier.0.bias": torch.arange(9.0),
                   "classifier.3.weight": torch.randn(9, 9), "classifier.3.bias": torch.arange(9.0)}  # fmt: skip
-    made = Head(NetworkConfig(head="aspp_s", form="vgg", channels=5), 4, 3, 8, pretrained=True)
-    made.start_from(classifier)
-    every_third = classifier["classifier.0.weight"].view(9, 4, 7, 7)[::2, :, ::3, ::3]
+    made = build_head(DeepLabConfig(head="aspp_s", form="vgg", channels=5), 4, 3, 8)
     for branch in made.branches:
-        assert torch.equal(branch["fc6"].weight, every_third)
-        assert torch.equal(branch["fc7"].weight[..., 0, 0], classifier["classifier.3.weight"][::2, ::2])
-        assert branch["fc6"].bias.tolist() == branch["fc7"].bias.tolist() == [0, 2, 4, 6, 8]
+        branch.load_fc(classifier)
+    every_third = classifier["classifier.0.weight"].view(9, 4, 7, 7)[::2, :, ::3, ::3]
+    for branch in made.branch_list():
+        assert torch.equal(branch.fc6.weight, every_third)
+        assert torch.equal(branch.fc7.weight[..., 0, 0], classifier["classifier.3.weight"][::2, ::2])
+        assert branch.fc6.bias.tolist() == branch.fc7.bias.tolist() == [0, 2, 4, 6, 8]
     with pytest.raises(UserError, match=r"7 of 9|11 of 9"):
         decimated(torch.zeros(9), (11,))
 
 
 def test_only_new_layers_learn_faster():
-    for pretrained, count in ((True, 4), (False, 12)):
-        assert len(Head(NetworkConfig(head="aspp_s", form="vgg"), 4, 3, 8, pretrained).new_layers()) == count
+    for backbone, count in (("vgg11", 4), ("resnet18", 12)):
+        config = DeepLabConfig(head="aspp_s", form="vgg", channels=4)
+        assert len(DeepLab(BackboneConfig(backbone), config, 3).new_layers()) == count
 
 
 @pytest.mark.parametrize("size", [(65, 65), (50, 71), (1, 9)])
 @torch.no_grad()
 def test_full_resolution_of_any_size(size):
     torch.manual_seed(0)
-    network = DeepLab(BackboneConfig("resnet18", output_stride=16), NetworkConfig("none", scales=(1, 0.5)), 4).eval()
+    network = DeepLab(BackboneConfig("resnet18", output_stride=16), DeepLabConfig("none", scales=(1, 0.5)), 4).eval()
     images = torch.rand(1, 3, *size)
     scores = network.full_resolution(images)
     assert scores.shape == (1, 4, *size) and scores.isfinite().all()
-    padded = network.padded(images)
+    padded = network.pad_to_stride(images)
     assert all((side - 1) % 32 == 0 for side in padded.shape[-2:]) and torch.equal(
         padded[..., : size[0], : size[1]], images
     )
@@ -152,4 +155,4 @@ def test_full_resolution_of_any_size(size):
 )
 def test_impossible_heads(options, message):
     with pytest.raises(UserError, match=message):
-        Head(NetworkConfig(**options), 6, 3, 8)
+        build_head(DeepLabConfig(**options), 6, 3, 8)

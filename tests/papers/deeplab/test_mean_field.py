@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -71,6 +72,32 @@ def test_compiled_loops_give_the_numbers_of_the_tensor_operations(height, width,
     for count in (1, 2, 3):
         bands(count)
         np.testing.assert_allclose(compiled(probabilities, image, config), wanted, atol=1e-5)
+
+
+SETTINGS = {
+    "w1": [0.0, 9.0],
+    "sa": [4.0, 120.0],
+    "sb": [2.0, 30.0],
+    "w2": [0.0, 6.0],
+    "sg": [1.0, 8.0],
+    "iterations": [0, 1, 5],
+    # these choose who computes the mean field and how many images at a time, not what is computed
+    "backend": [],
+    "workers": [],
+    "batch_size": [],
+}
+
+
+def test_no_setting_of_the_crf_is_left_out():
+    assert set(SETTINGS) == {field.name for field in fields(CrfConfig)}, "give the new setting values in SETTINGS"
+
+
+@pytest.mark.parametrize("options", [{key: value} for key, values in SETTINGS.items() for value in values], ids=str)
+def test_compiled_loops_follow_every_setting(options):
+    probabilities, image = scene(13, 18, 4)
+    config = CrfConfig(**options)
+    wanted = tensor_ops(probabilities, image, config)
+    np.testing.assert_allclose(compiled(probabilities, image, config), wanted, atol=1e-5)
 
 
 @BOTH

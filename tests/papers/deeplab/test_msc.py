@@ -6,15 +6,15 @@ from sklearn.metrics import log_loss
 from torch.nn import functional as F
 
 from quintet.papers.deeplab.backbone import BackboneConfig
-from quintet.papers.deeplab.heads import NetworkConfig
+from quintet.papers.deeplab.config import DeepLabConfig
 from quintet.papers.deeplab.multi_scale import (
     at_scales,
     coarse_labels,
     fuse,
-    grid,
     mean_losses,
     resize,
     scaled_size,
+    size_step,
     summed_losses,
 )
 from quintet.papers.deeplab.network import DeepLab
@@ -22,7 +22,7 @@ from quintet.papers.deeplab.network import DeepLab
 
 def test_sizes_are_those_of_the_paper():
     assert [scaled_size((321, 513), s) for s in (1, 0.75, 0.5)] == [(321, 513), (241, 385), (161, 257)]
-    network = DeepLab(BackboneConfig("resnet18", output_stride=8), NetworkConfig("none", scales=(1, 0.75, 0.5)), 3)
+    network = DeepLab(BackboneConfig("resnet18", output_stride=8), DeepLabConfig("none", scales=(1, 0.75, 0.5)), 3)
     with torch.no_grad():
         scores = network.pyramid(torch.rand(1, 3, 321, 65))
     assert [tuple(s.shape[-2:]) for s in scores] == [(41, 9), (31, 7), (21, 5)]
@@ -38,7 +38,7 @@ def test_resize_is_linear_between_corners():
 @torch.no_grad()
 def test_every_scale_runs_the_same_network_on_a_resized_image_and_the_largest_score_counts():
     torch.manual_seed(0)
-    network = DeepLab(BackboneConfig("resnet18", output_stride=8), NetworkConfig("aspp_l", scales=(1, 0.75, 0.5)), 3)
+    network = DeepLab(BackboneConfig("resnet18", output_stride=8), DeepLabConfig("aspp_l", scales=(1, 0.75, 0.5)), 3)
     network.eval()
     images = torch.rand(2, 3, 65, 97)
     single = [network.head(network.backbone(F.interpolate(images, size, mode="bilinear", align_corners=True)))
@@ -50,7 +50,7 @@ def test_every_scale_runs_the_same_network_on_a_resized_image_and_the_largest_sc
 
 
 def test_grid_keeps_every_scale_on_pixels():
-    assert grid(8, [1]) == 8 and grid(8, [1, 0.5]) == 16 and grid(16, [1.0, 0.75, 0.5]) == 64
+    assert size_step(8, [1]) == 8 and size_step(8, [1, 0.5]) == 16 and size_step(16, [1.0, 0.75, 0.5]) == 64
     for scale in (1, 0.75, 0.5):
         assert (scaled_size((321, 321), scale)[0] - 1) % 8 == 0
 

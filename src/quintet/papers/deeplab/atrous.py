@@ -1,6 +1,6 @@
 """Any strided convolutional network at a finer output stride with the same weights (Chen et al. 2017, section 3.1).
 
-A layer whose input lies s pixels apart in the strided network, and r = min(s, output stride) apart in the dense one,
+A layer whose inputs are s pixels apart in the strided network, and r = min(s, output stride) apart in the dense one,
 has its kernel and its padding spread by s / r, and its stride becomes what is left of it until the output stride is
 reached. The dense responses at every (s / r)-th position are then those of the strided network, up to the borders:
 zero padding stays outside the grid. Padding that mirrors or repeats pixels, and pooling with ceil_mode, keep that for
@@ -16,14 +16,13 @@ from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 
 from quintet.common.errors import UserError
-from quintet.papers.deeplab.depthwise import AtrousDepthwise
 
 PROBE = 2**15 + 1  # pixels a side, on the meta device, where nothing is computed: ratios of sizes are strides
 KERNELS = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
 
 
 class BorderedMaxPool(nn.MaxPool2d):
-    """Torch's own refuses a padding of more than half a kernel, also where holes make the kernel larger."""
+    """Max pooling with any padding: torch's own allows at most half of the kernel without its dilation."""
 
     def __init__(self, pool: nn.MaxPool2d) -> None:
         super().__init__(pool.kernel_size, pool.stride, pool.padding, pool.dilation, ceil_mode=pool.ceil_mode)
@@ -36,7 +35,7 @@ class BorderedMaxPool(nn.MaxPool2d):
 
 @dataclass(frozen=True)
 class Rates:
-    """Where a layer stands: pixels between neighbours of its input and of its output in the network as it is."""
+    """Pixels between neighbors of its input and of its output in the network as it is."""
 
     before: int
     after: int
@@ -46,7 +45,7 @@ def to_output_stride(network: nn.Module, output_stride: int, key: str = "output_
     """Change `network` in place and return it; images (B, C, H, W) in, one feature map out.
 
     key: what to call the setting. Errors: UserError for a stride that the network cannot have: above its own, not a
-    divisor of the strides in it, behind an average pooling that would need holes, or made outside of its layers.
+    divisor of the strides in it, behind an average pooling that would need dilation, or made outside of its layers.
     """
     if output_stride < 1:
         raise UserError(f"{key}={output_stride}: give 1 or more")
@@ -111,7 +110,6 @@ def _spread(network: nn.Module, name: str, rates: Rates, output_stride: int, key
         _dilate(layer, name, factor, key)
         if isinstance(layer, nn.MaxPool2d) and max(_pair(layer.padding)) > 0:
             network.set_submodule(name, BorderedMaxPool(layer))
-        network.set_submodule(name, AtrousDepthwise.of(network.get_submodule(name)))
 
 
 def _square(stride: int | tuple[int, ...], name: str) -> int:

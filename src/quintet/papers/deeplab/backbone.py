@@ -1,4 +1,4 @@
-"""Backbones: torchvision networks up to their last feature map, at an output stride, with their own normalisation."""
+"""Backbones: torchvision networks up to their last feature map, at an output stride, with their own normalization."""
 
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -26,9 +26,9 @@ class BackboneConfig:
     """Everything under `model.backbone`.
 
     name: of a torchvision network. weights: the name of torchvision's weights, a local file, or null: random.
-    layout: `caffe` for converted Caffe weights, which want another normalisation and ResNet's strides elsewhere.
-    frozen_bn: statistics and affine parameters of batch norm never change. frozen_blocks: so many of the first blocks
-    (layers of VGG and MobileNet, conv1 to layer4 of ResNet) are left as they are, and cost no backward pass.
+    layout: `caffe` for converted Caffe weights, which need another normalization and other strides in ResNet.
+    frozen_bn: statistics and affine parameters of batch norm never change. frozen_blocks: number of first blocks
+    (layers of VGG and MobileNet, conv1 to layer4 of ResNet) that are not trained and need no backward pass.
     """
 
     name: str = "resnet101"
@@ -52,8 +52,11 @@ class BackboneConfig:
 class Backbone(nn.Module):
     """Images (B, 3, H, W), RGB in [0, 1] -> features (B, F, h, w) at the output stride.
 
-    channels: F. classifier: VGG's fc6 and fc7 as the weights have them, which DeepLab's head starts from; else empty.
+    channels: F. classifier: VGG's fc6 and fc7 from the weights, with which DeepLab's head starts; empty for others.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
@@ -77,12 +80,12 @@ class Backbone(nn.Module):
         self.channels = out_channels(self.body)
         self._freeze(config.frozen_blocks)
         mean, std = _normalisation(config)
-        # persistent: a checkpoint knows what its network was trained with
+        # persistent, so that a checkpoint contains the normalization of its weights
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
 
     def blocks(self) -> list[nn.Module]:
-        """What `frozen_blocks` counts."""
+        """The blocks that `frozen_blocks` counts."""
         body = self.body[0] if len(self.body) == 1 else self.body
         return list(body.children())
 
@@ -114,7 +117,7 @@ def _read(config: BackboneConfig) -> Mapping[str, Tensor] | None:
 
 
 def _load(network: nn.Module, state: Mapping[str, Tensor], config: BackboneConfig) -> None:
-    """Into everything that becomes the body: a classifier of other classes, or none at all, is no matter."""
+    """Load everything that becomes the body; the classifier may have other classes or be missing."""
     own = network.state_dict()
     ends = tuple(f"{end}." for end in ENDS)
     counters = [k for k in own if k.endswith("num_batches_tracked")]
@@ -127,7 +130,7 @@ def _load(network: nn.Module, state: Mapping[str, Tensor], config: BackboneConfi
 
 
 def _classifier(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """fc6 and fc7 where there are any: torchvision's IMAGENET1K_FEATURES has nan in their place."""
+    """VGG's fc6 and fc7, if present: torchvision's IMAGENET1K_FEATURES has NaN in their place."""
     parts = [f"classifier.{layer}.{kind}" for layer in (0, 3) for kind in ("weight", "bias")]
     if not name.startswith("vgg") or not all(k in state and bool(state[k].isfinite().all()) for k in parts):
         return {}
@@ -151,7 +154,7 @@ def _wide_pools(body: nn.Module) -> None:
 
 
 def _last_pool_without_holes(body: nn.Module) -> None:
-    """The authors' pool5 has stride 1 and no holes."""
+    """The authors' pool5 has stride 1 and rate 1."""
     pool = _pools(body)[-1]
     pool.dilation, pool.padding = 1, 1
 

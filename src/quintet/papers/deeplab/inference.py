@@ -52,7 +52,7 @@ class Inference:
         """(C, H, W) float32 on the module's device; `precision` makes the context that the network runs in."""
         height, width = image_hwc.shape[:2]
         image_bchw = self._on_canvas(image_hwc).to(module.device)
-        size, views, total_bchw = image_bchw.shape[-2:], 0, 0
+        size, views, total_bchw = image_bchw.shape[-2:], 0, torch.zeros((), device=module.device)
         for view_bchw, mirrored in self._views(image_bchw):
             with precision():
                 values_bchw = self._in_tiles(module, view_bchw)
@@ -66,7 +66,7 @@ class Inference:
     def _on_canvas(self, image_hwc: NDArray[np.uint8]) -> Tensor:
         sides = image_hwc.shape[:2]
         fits = self.canvas is not None and max(sides) <= self.canvas
-        high, wide = (self.canvas if fits else grid_size(side) for side in sides)
+        high, wide = (self.canvas if fits and self.canvas else grid_size(side) for side in sides)
         nothing = np.full(sides, IGNORED, np.uint8)
         return padded([to_view(np.ascontiguousarray(image_hwc), nothing)], high, wide, self.pad_colour, IGNORED)[0]
 
@@ -80,7 +80,8 @@ class Inference:
     def _in_tiles(self, module: Any, image_bchw: Tensor) -> Tensor:
         """Scores or probabilities (1, C, h, w), averaged where tiles overlap."""
         rows, columns = (tile_starts(side, self.tile_size, self.tile_overlap) for side in image_bchw.shape[-2:])
-        total_bchw, times_hw = None, image_bchw.new_zeros(image_bchw.shape[-2:])
+        total_bchw: Tensor | None = None
+        times_hw = image_bchw.new_zeros(image_bchw.shape[-2:])
         for top in rows:
             for left in columns:
                 place = (
@@ -93,6 +94,7 @@ class Inference:
                     total_bchw = values_bchw.new_zeros(*values_bchw.shape[:2], *image_bchw.shape[-2:])
                 total_bchw[..., *place] += values_bchw
                 times_hw[place] += 1
+        assert total_bchw is not None
         return total_bchw / times_hw
 
     def _values(self, scores_bchw: Tensor) -> Tensor:

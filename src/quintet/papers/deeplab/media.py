@@ -1,4 +1,4 @@
-"""Pictures of predictions that a person can judge, in PASCAL VOC's colours."""
+"""Pictures of predictions in PASCAL VOC's colors."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ TRUTH = "labelled (white: not scored)"  # over a column of pictures
 
 
 def overlay(image_hwc: NDArray, labels_hw: NDArray, opacity: float = 0.6) -> NDArray[np.float32]:
-    """The image (H, W, 3) in [0, 1] with every class but background in its colour, and what is ignored in white."""
+    """The image (H, W, 3) in [0, 1] with every class but background in its color and ignored pixels in white."""
     colours = colour_picture(labels_hw) / 255.0
     colours[labels_hw == IGNORED] = 1.0
     strength = opacity * (labels_hw != 0)[..., None]

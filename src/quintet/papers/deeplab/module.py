@@ -3,10 +3,10 @@
 Legend: B images, C classes, H x W pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -22,8 +22,8 @@ from quintet.common.optim import OptimizerConfig, build_optimizer, from_mapping
 from quintet.data.batches import SegmentationBatch
 from quintet.metrics.segmentation import MeanIoU
 from quintet.papers.deeplab.backbone import BackboneConfig
+from quintet.papers.deeplab.config import DeepLabConfig
 from quintet.papers.deeplab.groups import decayed_names, l2_term, parameter_groups
-from quintet.papers.deeplab.heads import NetworkConfig
 from quintet.papers.deeplab.multi_scale import IGNORE, fuse, resize, summed_losses
 from quintet.papers.deeplab.network import DeepLab
 
@@ -31,7 +31,7 @@ STAGES = ("val", "test")
 
 
 class DeepLabModule(PaperModule):
-    """Chen et al. 2017. Minimises the mean of `example_losses` + weight_decay / 2 |weights|^2, biases left out.
+    """Chen et al. 2017. Minimizes the mean of `example_losses` + weight_decay / 2 |weights|^2, biases left out.
 
     An example's loss is the mean over its labelled positions of the score map, with several scales the sum of the
     fused scores' and each scale's. With one image at a time and accumulated gradients, as the paper trains ResNet-101,
@@ -41,30 +41,45 @@ class DeepLabModule(PaperModule):
     """
 
     batch_type = SegmentationBatch
+    renamed_tensors = ((r"^network\.head\.branches\.(\d+)\.fc8\.", r"network.head.branches.\1.classifier."),)
+
+    network: DeepLab
+    iou: nn.ModuleDict
+    losses: nn.ModuleDict
+
+    @classmethod
+    def renamed(cls, state: dict[str, Any]) -> dict[str, Any]:
+        """`state` with every tensor under its present name; a single branch was once called `branches.0`."""
+        state = super().renamed(state)
+        if any(name.startswith("network.head.branches.1.") for name in state):
+            return state
+        return {name.replace("network.head.branches.0.", "network.head."): tensor for name, tensor in state.items()}
 
     def __init__(
         self,
-        network: NetworkConfig,
-        backbone: BackboneConfig,
-        optimizer: OptimizerConfig,
-        data_info: dict,
+        network: DeepLabConfig | Mapping[str, Any],
+        backbone: BackboneConfig | Mapping[str, Any],
+        optimizer: OptimizerConfig | Mapping[str, Any],
+        data_info: Mapping[str, Any],
         weight_decay: float = 5e-4,
         new_layers_lr: float = 10.0,
         mean_over: Sequence[str] | None = None,
         media_count: int = 4,
     ) -> None:
         super().__init__()
-        config = from_mapping(NetworkConfig, network, "model.network")
-        backbone_config = from_mapping(BackboneConfig, backbone, "model.backbone")
-        self.optimizer_config = from_mapping(OptimizerConfig, optimizer, "model.optimizer")
+        config = cast(DeepLabConfig, from_mapping(DeepLabConfig, network, "model.network"))
+        backbone_config = cast(BackboneConfig, from_mapping(BackboneConfig, backbone, "model.backbone"))
+        self.optimizer_config = cast(OptimizerConfig, from_mapping(OptimizerConfig, optimizer, "model.optimizer"))
         self._check(weight_decay, new_layers_lr, data_info["classes"], mean_over or [])
         data_info = {"num_classes": int(data_info["num_classes"]), "classes": to_builtin(data_info["classes"])}
-        network, optimizer, mean_over = to_builtin(config), to_builtin(self.optimizer_config), to_builtin(mean_over)
-        backbone = to_builtin(replace(backbone_config, weights=None))  # a checkpoint needs no other file
+        network, optimizer = cast(Mapping, to_builtin(config)), cast(Mapping, to_builtin(self.optimizer_config))
+        mean_over = cast(Sequence[str] | None, to_builtin(mean_over))
+        # without weights: a checkpoint needs no other file
+        backbone = cast(Mapping, to_builtin(replace(backbone_config, weights=None)))
         self.save_hyperparameters()
         self.data_info, self.weight_decay, self.starts_from = data_info, weight_decay, backbone_config.weights
         self.network = DeepLab(backbone_config, config, data_info["num_classes"])
-        self.network.to(memory_format=torch.channels_last)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
         self.decayed = decayed_names(self.network)
         measured = {"num_classes": data_info["num_classes"], "classes": data_info["classes"], "chosen": mean_over}
         self.iou = nn.ModuleDict({stage: MeanIoU(**measured) for stage in STAGES})
@@ -85,7 +100,7 @@ class DeepLabModule(PaperModule):
         """Scores (B, C, h, w) at the output stride."""
         return self.network(images_bchw)
 
-    # what protocols and influence functions ask for
+    # used by protocols and influence functions
 
     def scores(self, images_bchw: Tensor) -> Tensor:
         """Scores (B, C, H, W) in float32 at the images' own resolution, whatever their size."""
@@ -97,17 +112,17 @@ class DeepLabModule(PaperModule):
 
     def example_losses(self, batch: SegmentationBatch) -> Tensor:
         """Loss (B,) of every example, without the L2 term."""
-        images, labels = self.on_grid(batch)
+        images, labels = self.pad_to_stride(batch)
         return summed_losses(self.network.pyramid(images), labels)
 
-    def on_grid(self, batch: SegmentationBatch) -> tuple[Tensor, Tensor]:
-        """Images and labels, grown to where scores lie on pixels."""
-        images, (height, width) = self.network.padded(batch.images), batch.labels.shape[-2:]
+    def pad_to_stride(self, batch: SegmentationBatch) -> tuple[Tensor, Tensor]:
+        """Images and labels padded so that scores are on pixels; padded pixels are labeled 255."""
+        images, (height, width) = self.network.pad_to_stride(batch.images), batch.labels.shape[-2:]
         down, right = images.shape[-2] - height, images.shape[-1] - width
         return images, F.pad(batch.labels, (0, right, 0, down), value=IGNORE)
 
     def regularisation(self) -> Tensor:
-        """The L2 term of the loss, of what is trained."""
+        """The L2 term of the loss over the trained weights."""
         return l2_term(self.network, self.decayed, self.weight_decay)
 
     # training and evaluation
@@ -124,11 +139,15 @@ class DeepLabModule(PaperModule):
         self._evaluate(batch, "test")
 
     def _evaluate(self, batch: SegmentationBatch, stage: str) -> None:
-        """At full resolution; what is padded has label 255 and counts nowhere."""
-        images, labels = self.on_grid(batch)
+        """Update the metrics at full resolution; padded pixels have label 255 and are ignored."""
+        images, labels = self.pad_to_stride(batch)
         scores = self.network.pyramid(images)
-        self.losses[stage].update(summed_losses(scores, labels))
-        self.iou[stage].update(resize(fuse(scores), labels.shape[-2:]).argmax(1), labels)
+        loss, iou = self._metrics(stage)
+        loss.update(summed_losses(scores, labels))
+        iou.update(resize(fuse(scores), labels.shape[-2:]).argmax(1), labels)
+
+    def _metrics(self, stage: str) -> tuple[MeanMetric, MeanIoU]:
+        return cast(MeanMetric, self.losses[stage]), cast(MeanIoU, self.iou[stage])
 
     def on_validation_epoch_end(self) -> None:
         self._report("val")
@@ -137,19 +156,20 @@ class DeepLabModule(PaperModule):
         self._report("test")
 
     def _report(self, stage: str) -> None:
-        """Log loss, mean IoU, accuracy and the IoU of each class present: the same on every rank, torchmetrics sums."""
-        values = {"loss": self.losses[stage].compute()} | self.iou[stage].compute()
+        """Log loss, mean IoU, accuracy and the IoU of each class present; torchmetrics reduces them over ranks."""
+        loss, iou = self._metrics(stage)
+        values = {"loss": loss.compute()} | iou.compute()
         for name, value in values.items():
             self.log(f"{stage}/{name}", value.float(), prog_bar=name == "miou", sync_dist=False)
-        self.losses[stage].reset()
-        self.iou[stage].reset()
+        loss.reset()
+        iou.reset()
 
     def setup(self, stage: str) -> None:
-        """Before any run: crops that put scores between pixels train on shifted labels."""
+        """Log once if training crops have to be padded so that scores are on pixels."""
         crop = getattr(getattr(self._trainer, "datamodule", None), "crop_size", None)
-        if stage == "fit" and isinstance(crop, int) and self.network.missing(crop):
-            grid, nearest = self.network.grid, crop + self.network.missing(crop)
-            rank_zero_info(f"data.crop_size={crop} is padded to {nearest} at every step: {grid}k + 1 needs no padding")
+        if stage == "fit" and isinstance(crop, int) and self.network.padding_of(crop):
+            padded, step = crop + self.network.padding_of(crop), self.network.size_step
+            rank_zero_info(f"data.crop_size={crop} is padded to {padded} at every step: {step}k + 1 needs no padding")
 
     def on_fit_start(self) -> None:
         backbone, head = self.network.backbone.config, self.network.config
@@ -158,7 +178,7 @@ class DeepLabModule(PaperModule):
             f" {backbone.output_stride}, head {head.head}, scales {list(head.scales)}"
         )
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> Any:
         config = self.optimizer_config
         if config.schedule == "poly" and config.total_steps is None:
             config = replace(config, total_steps=self._total_steps())

@@ -39,8 +39,8 @@ def fuse(scores: Sequence[Tensor]) -> Tensor:
     return torch.stack([resize(s, size) for s in scores]).amax(0) if len(scores) > 1 else scores[0]
 
 
-def grid(output_stride: int, scales: Sequence[float]) -> int:
-    """Sizes of a multiple of this, plus 1, put the scores of every scale onto pixels of that scale."""
+def size_step(output_stride: int, scales: Sequence[float]) -> int:
+    """For sides of a multiple of this plus 1, the scores of every scale are on pixels of that scale."""
     return output_stride * lcm(*(Fraction(scale).limit_denominator(64).denominator for scale in scales))
 
 
@@ -66,13 +66,13 @@ def mean_losses(scores_bchw: Tensor, labels_bhw: Tensor) -> Tensor:
 def summed_losses(scores: Sequence[Tensor], labels_bhw: Tensor) -> Tensor:
     """The loss (B,) of the fused scores plus that of each scale's; of one scale just its own.
 
-    As the authors have it, scores whose cells lie between pixels of the labels (scale .75) are resized first.
+    As in the authors' code, scores whose cells lie between pixels of the labels (scale .75) are resized first.
     """
     if len(scores) == 1:
         return mean_losses(scores[0], labels_bhw)
     size = scores[0].shape[-2:]
     kept = [s if _on_pixels(labels_bhw.shape[-2:], s.shape[-2:]) else resize(s, size) for s in scores]
-    return sum(mean_losses(s, labels_bhw) for s in (fuse(scores), *kept))
+    return torch.stack([mean_losses(s, labels_bhw) for s in (fuse(scores), *kept)]).sum(0)
 
 
 def _on_pixels(pixels: Sequence[int], cells: Sequence[int]) -> bool:

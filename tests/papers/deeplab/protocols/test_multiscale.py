@@ -103,7 +103,7 @@ def test_some_of_the_images(monkeypatch, shapes_run, tmp_path):
         ("protocol.scales=[]", "protocol.scales=[]"),
         ("protocol.scales=[0,1]", "give factors above 0"),
         ("protocol.average=both", "choose probabilities or scores"),
-        ("protocol.exclude=/nowhere", "there is no such file"),
+        ("protocol.exclude=/nowhere", "no such file"),
         ("protocol.crf.sa=0", "crf.sa=0"),
         ("protocol.split=dev", "unknown split 'dev'"),
     ],

@@ -89,8 +89,8 @@ def test_other_runs_stand_in_the_same_table(monkeypatch, shapes_run, tmp_path):
     other = tmp_path / "blind" / "x"
     shutil.copytree(shapes_run, other)
     state = torch.load(other / "checkpoints" / "last.ckpt", weights_only=True)
-    state["state_dict"]["network.head.branches.0.fc8.weight"].zero_()
-    state["state_dict"]["network.head.branches.0.fc8.bias"].copy_(torch.tensor([0.0, 9, 0, 0]))
+    state["state_dict"]["network.head.classifier.weight"].zero_()
+    state["state_dict"]["network.head.classifier.bias"].copy_(torch.tensor([0.0, 9, 0, 0]))
     torch.save(state, other / "checkpoints" / "last.ckpt")
     arguments = ["protocol.crf=null", "protocol.largest=3"]
     found = evaluated(monkeypatch, shapes_run, "trimap", *arguments, f"protocol.others=[{other}]")
@@ -120,7 +120,7 @@ def test_masks_without_borders_are_refused(shapes_run, tmp_path, monkeypatch):
         return image, np.where(labels == 255, 0, labels).astype(np.uint8), name
 
     monkeypatch.setattr(data, "raw", without)
-    with pytest.raises(UserError, match="no pixel of test is labelled 255"):
+    with pytest.raises(UserError, match="no pixel of test is labeled 255"):
         Trimap()(module, data, tmp_path / "eval")
 
 

@@ -77,7 +77,7 @@ def test_pictures_of_another_kind_are_refused(tmp_path):
     Image.fromarray(np.zeros((3, 4, 3), np.uint8)).save(tmp_path / "a.png")
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as bundle:
         bundle.add(tmp_path / "a.png", "a.png")
-    with pytest.raises(UserError, match=r"a\.png is no PNG with a palette"):
+    with pytest.raises(UserError, match=r"a\.png is not a PNG with a palette"):
         list(voc_submission.read_archive(tmp_path / "a.tar.gz"))
 
 

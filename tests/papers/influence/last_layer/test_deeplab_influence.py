@@ -1,4 +1,4 @@
-"""EK-FAC finds the layers of the head, whichever way the head computes its sum; the classifier by itself."""
+"""EK-FAC finds the layers of the head; the classifier by itself."""
 
 import pytest
 import torch
@@ -32,16 +32,16 @@ def test_every_branch_is_watched_and_its_gradient_is_the_losss():
     labels = torch.randint(0, 3, (2, 33, 33))
     batch = SegmentationBatch(torch.rand(2, 3, 33, 33), labels, torch.full((2, 2), 33), torch.arange(2))
     calls = LayerTape(module, Chosen(module)).watch(module, batch)
-    assert set(calls) == {f"network.head.branches.{n}.fc8" for n in range(4)}
-    module.example_losses(batch).sum().backward()  # the fused way: nothing is watched any more
+    assert set(calls) == {f"network.head.branches.{n}.classifier" for n in range(4)}
+    module.example_losses(batch).sum().backward()
     for n, branch in enumerate(module.network.head.branches):
-        [(inputs_btf, slopes_bto)] = calls[f"network.head.branches.{n}.fc8"]
+        [(inputs_btf, slopes_bto)] = calls[f"network.head.branches.{n}.classifier"]
         found = torch.einsum("bto,btf->of", slopes_bto, inputs_btf)
-        assert torch.allclose(found[:, :-1], branch["fc8"].weight.grad.flatten(1), rtol=1e-3, atol=1e-5)
-        assert torch.allclose(found[:, -1], branch["fc8"].bias.grad, rtol=1e-3, atol=1e-5)
+        assert torch.allclose(found[:, :-1], branch.classifier.weight.grad.flatten(1), rtol=1e-3, atol=1e-5)
+        assert torch.allclose(found[:, -1], branch.classifier.bias.grad, rtol=1e-3, atol=1e-5)
 
 
-LAST = "network.head.branches.0.fc8.*"
+LAST = "network.head.classifier.*"
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_the_classifier_by_itself_gives_the_scores_of_the_whole_network(images, 
     torch.manual_seed(0)
     module = DeepLabModule(network, BACKBONE, {"name": "sgd"}, FACTS, weight_decay=0.1).double().eval()
     with torch.no_grad():
-        module.network.head.branches[0]["fc8"].weight.mul_(30)  # scores that matter
+        module.network.head.classifier.weight.mul_(30)  # scores that matter
     queries = Examples(images.source, "batch", [1, 3])
     found = influence(module, images, queries, params=LAST, solver=ConjugateGradient(damping=0.05, tolerance=1e-11))
     top, inside = at_last_layer(module, LAST, images)
@@ -81,7 +81,7 @@ def test_the_classifier_by_itself_gives_the_scores_of_the_whole_network(images, 
         ({"head": "none"}, "network.head.*.weight"),
         ({"head": "none"}, [LAST, "network.backbone.*"]),
         ({"head": "none", "scales": [1.0, 0.5]}, LAST),
-        ({"head": "aspp_s", "form": "vgg", "channels": 8}, LAST),
+        ({"head": "aspp_s", "form": "vgg", "channels": 8}, "network.head.branches.0.classifier.*"),
         ({"head": "large_fov"}, LAST),  # 3 x 3
     ],
 )

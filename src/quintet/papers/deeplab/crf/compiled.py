@@ -1,4 +1,4 @@
-"""Mean field of the dense CRF on the CPU through compiled loops: the numbers of `mean_field`, several times as fast.
+"""Mean field of the dense CRF in compiled loops on the CPU: equal to mean_field.py up to rounding, and faster.
 
 Each of T threads takes a band of the image. A band splats into rows of its own, so that threads never write the same
 row; where several bands touch a vertex, the first one's row owns it and the others are its ghosts. Between splat and
@@ -22,7 +22,7 @@ from quintet.papers.deeplab.crf.config import CLIP, CrfConfig
 from quintet.papers.deeplab.crf.mean_field import appearance, positions
 from quintet.papers.deeplab.crf.permutohedral import TOO_FINE, key_bits, scales, slice_scale
 
-PADDING = -1e4  # log P of classes that are none: their marginal is exactly 0
+PADDING = -1e4  # log P of the classes that pad a row: their marginal is exactly 0
 Run = Callable[[Callable, list[tuple]], list]  # calls a kernel with each of some arguments, at once
 
 
@@ -95,7 +95,7 @@ class CompiledLattice:
         return self.filter(np.ones((len(self.vertex_nk), 1), np.float32), run) + np.float32(1e-20)
 
     def messages(self, weight: float, normaliser_n1: np.ndarray) -> np.ndarray:
-        """(N, K) slice weights that also divide by the normaliser and multiply by the kernel's weight."""
+        """(N, K) slice weights that also divide by the normalizer and multiply by the kernel's weight."""
         return self.weight_nk * (np.float32(weight * self.scale) / normaliser_n1)
 
 
@@ -138,7 +138,7 @@ def _log_probabilities(probability_chw: Tensor) -> np.ndarray:
 
 
 def _iterate(log_p_nw: np.ndarray, pairs: list[tuple[CompiledLattice, np.ndarray]], iterations: int, run: Run):
-    """`mean_field.iterate`: softmax, then so many updates; each pass over the pixels slices, normalises and splats."""
+    """`mean_field.iterate`: softmax, then so many updates; each pass over the pixels slices, normalizes and splats."""
     lanes, q_nw = (0,) * log_p_nw.shape[1], np.empty_like(log_p_nw)
     nothing = q_nw[:0]
     shapes = [(lattice.size, len(lanes)) for lattice, _ in pairs]

@@ -1,7 +1,8 @@
-"""The fully connected CRF after the network (Chen et al. 2017, section 3.3), with two back-ends.
+"""The fully connected CRF after the network (Chen et al. 2017, section 3.3), computed by the backend of the settings.
 
-pydensecrf: the authors' C++ code, one image a process (the reference). torch: our own mean field, compiled loops on the
-CPU and tensor operations on a GPU. Torch is imported only where it is used: the pool's processes start faster.
+The definition is mean_field.py (backend `torch`), its fast path on the CPU compiled.py (`compiled`), and the reference
+the authors' C++ code (`pydensecrf`, one image per process). torch is imported inside of functions, because the
+processes of the pool start faster without it.
 """
 
 import os
@@ -33,30 +34,36 @@ class Crf:
     def __init__(self, config: CrfConfig | Mapping | None = None) -> None:
         from quintet.common.optim import from_mapping
 
-        self.config = from_mapping(CrfConfig, config or {}, "crf.config")
+        self.config: CrfConfig = from_mapping(CrfConfig, config or {}, "crf.config")  # type: ignore[assignment]
 
     def refine(self, probabilities: "Array", image: "Array") -> "Array":
-        """Marginals (C, H, W) float32, of the kind that came, from probabilities (C, H, W) and image uint8 (H, W, 3).
+        """Marginals (C, H, W) float32 from probabilities (C, H, W) and the image, uint8 (H, W, 3).
 
-        The torch back-end runs where a Tensor of probabilities lies. UserError: shapes that do not fit, a map that
-        has NaN or negative numbers, or does not sum to 1 over the classes; zeros are fine.
+        The result is an array or a tensor, like the probabilities.
+        The backend `torch` runs on the device of the probabilities. UserError: shapes that do not match, probabilities
+        that are NaN or negative, or that do not sum to 1 over the classes; zeros are allowed.
         """
         return next(self.refine_many([(probabilities, image)], workers=0))
 
     def refine_many(self, pairs: Iterable[tuple["Array", "Array"]], workers: int | None = None) -> Iterator["Array"]:
-        """Marginals of each (probabilities, image), in their order; no more of them than needed are held at a time."""
+        """Marginals of each (probabilities, image) in order; `pairs` is read only as far as needed."""
         checked = ((probabilities, *check(probabilities, image, n)) for n, (probabilities, image) in enumerate(pairs))
         if self.config.backend == "pydensecrf":
             return self._by_pydensecrf(checked, self.config.workers if workers is None else workers)
         return self._by_torch(checked)
 
     def refine_with(self, probabilities: "Array", image: "Array", weights: Sequence[float]) -> Iterator["Array"]:
-        """`refine` with each of these w1 in turn; on the CPU our back-end builds its lattices once for all of them."""
-        if self.config.backend == "torch" and not _on_gpu(probabilities):
+        """`refine` with each of these w1 in turn; `compiled` builds its lattices once for all of them."""
+        if self._compiles(probabilities):
             yield from _compiled(probabilities, *check(probabilities, image), self.config, weights)
             return
         for w1 in weights:
             yield Crf(replace(self.config, w1=w1)).refine(probabilities, image)
+
+    def _compiles(self, probabilities: "Array") -> bool:
+        """Whether compiled loops refine these probabilities."""
+        backend = self.config.backend
+        return backend == "compiled" or (backend == "auto" and not _on_gpu(probabilities))
 
     def _by_pydensecrf(self, checked: Iterable[tuple], workers: int | None) -> Iterator["Array"]:
         if workers == 0:
@@ -69,18 +76,21 @@ class Crf:
         try:
             yield from _in_order(pool, checked, self.config, 2 * workers)
         except BrokenProcessPool as error:
-            raise UserError("a process of the CRF's pool died (out of memory?): lower crf.workers") from error
+            raise UserError("a worker process of the CRF died (out of memory?): lower crf.workers") from error
         finally:
             pool.shutdown(cancel_futures=True)
 
     def _by_torch(self, checked: Iterable[tuple]) -> Iterator["Array"]:
-        batch = []
+        batch: list[tuple] = []
         for one in checked:
-            batch.append(one)
-            # The CPU has nothing to gain from batches: all its threads share an image.
-            if len(batch) == self.config.batch_size or not _on_gpu(one[0]):
+            compiles = self._compiles(one[0])
+            if not compiles:
+                batch.append(one)
+            if batch and (compiles or len(batch) == self.config.batch_size):
                 yield from _torch_batch(batch, self.config)
                 batch = []
+            if compiles:  # one image at a time: all threads share an image
+                yield from _compiled(*one, self.config, [self.config.w1])
         if batch:
             yield from _torch_batch(batch, self.config)
 
@@ -91,7 +101,7 @@ def usable_cores() -> int:
 
 
 def check(probabilities: "Array", image: "Array", number: int = 0) -> tuple["Array", "Array"]:
-    """Both as float32 (C, H, W) and uint8 (H, W, 3), of one kind; see `Crf.refine` for what is refused."""
+    """Both as float32 (C, H, W) and uint8 (H, W, 3), of one kind; for the errors see `Crf.refine`."""
     where = f"CRF: map {number}"
     shape, picture = tuple(probabilities.shape), tuple(image.shape)
     if len(shape) != 3 or shape[0] < 2 or 0 in shape:
@@ -111,16 +121,16 @@ def check(probabilities: "Array", image: "Array", number: int = 0) -> tuple["Arr
     if apart > (HALF_TOLERANCE if probabilities.dtype.itemsize == 2 else SUM_TOLERANCE):
         raise UserError(f"{where}: the classes of a pixel do not sum to 1 (off by {apart:.3g}): give softmax(scores)")
     if isinstance(image, np.ndarray) or isinstance(probabilities, np.ndarray):
-        image = np.require(_numpy(image), requirements="CW")  # what torch asks of an array that it shares
+        image = np.require(_numpy(image), requirements=["C", "W"])  # as torch needs for arrays that it shares
     if isinstance(probabilities, np.ndarray):
-        return np.require(probabilities, np.float32, "CW"), image
+        return np.require(probabilities, np.float32, ["C", "W"]), image
     import torch
 
     return probabilities.float(), torch.as_tensor(image, device=probabilities.device)
 
 
 def infer(probabilities_chw: "Array", image_hwc: "Array", config: CrfConfig) -> np.ndarray:
-    """pydensecrf's marginals (C, H, W), normalised after filtering as in the authors' code."""
+    """pydensecrf's marginals (C, H, W), normalized after filtering as in the authors' code."""
     from pydensecrf import densecrf
 
     classes, height, width = probabilities_chw.shape
@@ -135,7 +145,7 @@ def infer(probabilities_chw: "Array", image_hwc: "Array", config: CrfConfig) -> 
 
 
 def _in_order(pool: ProcessPoolExecutor, checked: Iterable[tuple], config: CrfConfig, most: int) -> Iterator["Array"]:
-    """Results in the order of the inputs, with at most `most` images on their way."""
+    """Results in the order of the inputs, with at most `most` images being processed."""
     waiting: deque = deque()
     for like, probabilities_chw, image_hwc in checked:
         if len(waiting) == most:
@@ -153,7 +163,7 @@ def _compiled(like: "Array", probabilities: "Array", image: "Array", config: Crf
 
     from quintet.papers.deeplab.crf import compiled as crf_compiled
 
-    pair = torch.as_tensor(probabilities).detach(), torch.as_tensor(image)
+    pair = torch.as_tensor(probabilities).detach().cpu(), torch.as_tensor(image).cpu()
     for marginals in crf_compiled.mean_fields(*pair, config, weights):
         yield _as(like, marginals)
 
@@ -163,10 +173,6 @@ def _torch_batch(batch: list[tuple], config: CrfConfig) -> Iterator["Array"]:
 
     from quintet.papers.deeplab.crf import mean_field
 
-    if not _on_gpu(batch[0][0]):
-        for one in batch:
-            yield from _compiled(*one, config, [config.w1])
-        return
     maps = [torch.as_tensor(probabilities) for _, probabilities, _ in batch]
     images = [torch.as_tensor(image) for *_, image in batch]
     with torch.no_grad():

@@ -31,7 +31,7 @@ def scales(dimensions: int) -> np.ndarray:
 
 
 def slice_scale(dimensions: int) -> float:
-    """The constant that the authors' slicing multiplies by; normalised filters do not depend on it."""
+    """The constant that the authors' slicing multiplies by; normalized filters do not depend on it."""
     return 1 / (1 + 2.0**-dimensions)
 
 

@@ -60,7 +60,11 @@ class CrfSearch(SegmentationProtocol):
         out_dir.mkdir(parents=True, exist_ok=True)
         (out_dir / "images.txt").write_text("\n".join(names[i] for i in indices) + "\n", encoding="utf-8")
         images = Images(self, module, datamodule, indices)
-        key = digest(FORMAT, images.key, asdict(replace(self.crf.config, w1=0, sa=1, sb=1, workers=None, batch_size=1)))
+        assert self.crf is not None
+        # Our backends give the same numbers; `torch` was once the name of all of them, and old searches go on.
+        backend = self.crf.config.backend if self.crf.config.backend == "pydensecrf" else "torch"
+        common = replace(self.crf.config, w1=0, sa=1, sb=1, backend=backend, workers=None, batch_size=1)
+        key = digest(FORMAT, images.key, asdict(common))
         table = Table(out_dir / f"settings_{key}.csv", self.grid)
         ended = None if self.max_minutes is None else started + 60 * self.max_minutes
         complete = self._search(table, images, ended)
@@ -108,7 +112,7 @@ class CrfSearch(SegmentationProtocol):
 
 
 class Images:
-    """The chosen images with the network's probabilities, which lie on the disk as float16."""
+    """The chosen images with the network's probabilities, which are stored as float16."""
 
     def __init__(self, protocol: CrfSearch, module: Any, datamodule: Any, indices: Sequence[int]) -> None:
         self.protocol, self.module, self.datamodule, self.indices = protocol, module, datamodule, indices

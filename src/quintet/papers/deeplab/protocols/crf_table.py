@@ -16,7 +16,7 @@ HEADER = ("w1", "sa", "sb", "miou", "miou_chosen", "accuracy")
 
 
 class Setting(NamedTuple):
-    """Of the appearance kernel: weight, pixels, grey levels."""
+    """Parameters of the appearance kernel: weight, pixels, gray levels."""
 
     w1: float
     sa: float
@@ -148,7 +148,7 @@ def draw(path: Path, table: Table, images: int) -> None:
                       color="white" if dark else "black")  # fmt: skip
         if best.setting.w1 == w1:
             _frame(axis, sas.index(best.setting.sa), sbs.index(best.setting.sb))
-        axis.set(title=f"w1 = {w1:g}", ylabel="sb (grey levels)")
+        axis.set(title=f"w1 = {w1:g}", ylabel="sb (gray levels)")
         axis.set_xticks(range(len(sas)), [f"{sa:g}" for sa in sas])
         axis.set_yticks(range(len(sbs)), [f"{sb:g}" for sb in sbs])
     axes[-1].set_xlabel("sa (pixels)")

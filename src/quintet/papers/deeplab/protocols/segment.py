@@ -1,4 +1,4 @@
-"""Any picture, or a folder of them, through the network and the CRF: overlays and index PNGs for a person's eyes."""
+"""Any picture, or a folder of them, through the network and the CRF: overlays, and PNGs of class numbers."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from quintet.papers.deeplab.protocols.segmentation import Mapped, SegmentationPr
 
 log = logging.getLogger(__name__)
 FOLDERS = ("panels", "overlays", "labels")
-LEAST = 0.001  # share of an image from which a class stands in the table
+LEAST = 0.001  # smallest share of an image for which a class is listed in the table
 
 
 class Segment(SegmentationProtocol):
@@ -26,7 +26,7 @@ class Segment(SegmentationProtocol):
     inputs: a picture, a folder (also what is in its folders), or a list of them. max_side: larger pictures are shrunk
     for network and CRF; what is written has the size of the file. For the other settings see SegmentationProtocol.
     Writes under <run_dir>/segment for each picture panels/<name>.png (side by side, before and after the CRF),
-    overlays/<name>.png, labels/<name>.png (the class numbers, VOC's colours as palette), and classes.csv. What cannot
+    overlays/<name>.png, labels/<name>.png (the class numbers, VOC's colors as palette), and classes.csv. What cannot
     be read is left out, and named in the end by a UserError.
     """
 
@@ -39,7 +39,8 @@ class Segment(SegmentationProtocol):
 
     def __call__(self, module, datamodule, run_dir: Path) -> dict[str, float]:
         need_segmentation(module, datamodule, "segment")
-        out_dir, classes, failed = Path(run_dir) / "segment", module.data_info["classes"], []
+        out_dir, classes = Path(run_dir) / "segment", module.data_info["classes"]
+        failed: list[Any] = []
         if self.inputs is None:
             maps = self.maps(module, datamodule, self.chosen(datamodule))
         else:

@@ -25,10 +25,10 @@ TOLD = 50  # images between two lines in the log
 
 
 class Mapped(NamedTuple):
-    """An image with what the network says of it."""
+    """An image with the network's probabilities."""
 
     name: str
-    image_hwc: NDArray[np.uint8]  # as it is in the file: what the CRF wants
+    image_hwc: NDArray[np.uint8]  # as it is in the file, which the CRF needs
     labels_hw: NDArray[np.uint8] | None
     probability_chw: Tensor
     whole_hwc: NDArray[np.uint8] | None = None  # the picture before it was shrunk
@@ -48,8 +48,8 @@ class SegmentationProtocol:
         if count is not None and count < 1:
             raise UserError(f"protocol.count={count}: give 1 or more, or null for all")
         self.split, self.count, self.seed, self.exclude, self.tiled = split, count, seed, exclude, tiled
-        self.views = {"scales": tuple(scales), "flip": flip, "average": average}
-        Inference(**self.views)  # a mistake is told before anything is read
+        self.views: dict[str, Any] = {"scales": tuple(scales), "flip": flip, "average": average}
+        Inference(**self.views)  # raises for wrong settings before anything is read
         self.crf = None if crf is None else Crf(crf)
 
     def chosen(self, datamodule: Any) -> list[int]:
@@ -59,7 +59,7 @@ class SegmentationProtocol:
         if strangers:
             raise UserError(
                 f"protocol.exclude={self.exclude} names {min(strangers)}, which {self.split} does not have:"
-                f" {len(strangers)} of {len(left_out)} names are strange"
+                f" {len(strangers)} of {len(left_out)} names are unknown"
             )
         left = [index for index, name in enumerate(names) if name not in left_out]
         if not left:
@@ -88,7 +88,7 @@ class SegmentationProtocol:
         if self.crf is None:
             yield from ((one, None) for one in maps)
             return
-        waiting: deque[Mapped] = deque()  # a batch of the CRF may be on its way
+        waiting: deque[Mapped] = deque()  # the CRF may hold a batch
 
         def pairs() -> Iterator[tuple[Tensor, NDArray]]:
             for one in maps:
@@ -96,6 +96,7 @@ class SegmentationProtocol:
                 yield one.probability_chw, one.image_hwc
 
         for marginal_chw in self.crf.refine_many(pairs()):
+            assert isinstance(marginal_chw, Tensor)  # as the probabilities are
             yield waiting.popleft(), marginal_chw
 
 
@@ -128,13 +129,13 @@ def _read_names(path: str | None) -> set[str]:
     if path is None:
         return set()
     if not Path(path).is_file():
-        raise UserError(f"protocol.exclude={path}: there is no such file; give one with an image's name a line")
+        raise UserError(f"protocol.exclude={path}: no such file; give one with one image name per line")
     return set(Path(path).read_text(encoding="utf-8").split())
 
 
 def _read_ahead(datamodule: Any, split: str, indices: Sequence[int]) -> Iterator[tuple]:
     """`datamodule.raw` of each, a few images in advance."""
-    pool, waiting = ThreadPoolExecutor(2), deque()
+    pool, waiting = ThreadPoolExecutor(2), deque[Any]()
     try:
         for index in indices:
             waiting.append(pool.submit(datamodule.raw, split, index))

@@ -36,7 +36,7 @@ class Trimap(SegmentationProtocol):
     """Mean IoU and pixel accuracy of the pixels at most w rows and columns from one labelled 255, w = 1 .. largest.
 
     That band is the label 255 dilated with a square of 2w + 1 pixels; pixels labelled 255 do not count. The mean is
-    that of the run's mean_over, where it has one. others: directories of runs whose curves stand in the same picture;
+    that of the run's mean_over, if it has one. others: directories of runs whose curves are drawn in the same picture;
     all of them see the images of this run's data. For the other settings see SegmentationProtocol.
     Writes trimap/trimap.csv and trimap.png under `run_dir`.
     """
@@ -71,20 +71,24 @@ class Trimap(SegmentationProtocol):
         counts = np.zeros((1 + (self.crf is not None), self.largest + 1, len(classes), len(classes)), np.int64)
         for one, marginal_chw in self.refined(self.maps(module, datamodule, indices)):
             need_labels(one, self.split)
+            assert one.labels_hw is not None
             distance_hw = border_distance(one.labels_hw, self.largest)
             for place, found in enumerate((one.probability_chw, marginal_chw)[: len(counts)]):
+                assert found is not None
                 predicted_hw = found.argmax(0).cpu().numpy()
                 counts[place] += counts_by_distance(
                     distance_hw, one.labels_hw, predicted_hw, len(classes), self.largest
                 )
         if not counts.any():
-            raise UserError(f"no pixel of {self.split} is labelled 255: there is no border to measure at")
+            raise UserError(
+                f"no pixel of {self.split} is labeled 255, so there is no border to measure at: use VOC's own val"
+            )
         kept = [classes.index(c) for c in chosen]
         return [curve(name, bool(after), of_one.cumsum(0)[1:], kept) for after, of_one in enumerate(counts)]
 
     def _numbers(self, curves: list[Curve], images: int) -> dict[str, float]:
         """At some widths: this run's by themselves, others' under their names."""
-        found = {}
+        found: dict[str, float] = {}
         for one in curves:
             own, end = one.run == curves[0].run, "_crf" if one.after_crf else ""
             stem = "trimap/" if own else f"trimap/{one.run} "
@@ -141,7 +145,7 @@ def curve(name: str, after_crf: bool, counts_wcc: NDArray[np.int64], chosen: Seq
 
 
 def draw(path: Path, curves: Sequence[Curve], averaged: str, images: int) -> None:
-    """Mean IoU and pixel accuracy against the width; a colour for each run, solid after the CRF."""
+    """Mean IoU and pixel accuracy against the width; a color for each run, solid after the CRF."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

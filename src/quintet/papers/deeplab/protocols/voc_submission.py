@@ -6,7 +6,7 @@ import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
@@ -85,9 +85,9 @@ def read_archive(archive: Path) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     with tarfile.open(archive) as bundle:
         for member in bundle:
             if member.isfile():
-                with Image.open(bundle.extractfile(member)) as picture:
+                with Image.open(cast(IO[bytes], bundle.extractfile(member))) as picture:
                     if picture.mode != "P" or picture.format != "PNG":
-                        raise UserError(f"{archive}: {member.name} is no PNG with a palette")
+                        raise UserError(f"{archive}: {member.name} is not a PNG with a palette")
                     yield member.name, np.array(picture)
 
 

@@ -9,11 +9,12 @@ from functools import partial
 import torch
 
 from quintet.data.batches import SegmentationBatch
+from quintet.papers.deeplab.heads import LargeFOV
 from quintet.papers.deeplab.module import DeepLabModule
 from quintet.papers.deeplab.multi_scale import IGNORE, coarse_labels
 from quintet.papers.influence.last_layer.last_layer import LastLayer, LastLayerBatch, are_all_of, mean_weights
 
-LAST = "network.head.branches.0.fc8"
+LAST = "network.head.classifier"
 
 
 def split(
@@ -21,7 +22,9 @@ def split(
 ) -> tuple[LastLayer, Callable[[SegmentationBatch], LastLayerBatch]] | None:
     """The classifier, where it is one convolution of the finest scale's features."""
     head, scales = module.network.head, module.hparams["network"]["scales"]
-    if len(head.branches) > 1 or head.linear or len(scales) > 1 or not are_all_of(module, names, LAST):
+    if not isinstance(head, LargeFOV) or len(scales) > 1 or not are_all_of(module, names, LAST):
+        return None
+    if head.classifier.kernel_size != (1, 1):
         return None
     decayed = f"{LAST.removeprefix('network.')}.weight" in module.decayed
     return LastLayer(module, LAST, module.weight_decay if decayed else 0.0), partial(before_last, module)
@@ -29,9 +32,9 @@ def split(
 
 def before_last(module: DeepLabModule, batch: SegmentationBatch) -> LastLayerBatch:
     """Features (B, h * w, F), classes and the weight of each labelled cell of the score map."""
-    images, labels = module.on_grid(batch)
+    images, labels = module.pad_to_stride(batch)
     with torch.no_grad():
-        features_bfhw = module.network.before_last(images)
+        features_bfhw = module.network.classifier_input(images)
     cells_bt = coarse_labels(labels, features_bfhw.shape[-2:]).flatten(1)
     labelled_bt = cells_bt != IGNORE
     targets_bt = cells_bt.where(labelled_bt, 0)
