@@ -19,7 +19,7 @@ from stream_run import CHUNK, RATE, audio, captions, run
 from quintet.common.errors import UserError
 from quintet.data.audio.datamodule import AudioDataModule
 from quintet.data.audio.hub import Hub
-from quintet.data.group_order import GroupSampler, group_ends
+from quintet.data.order import GroupSampler, group_ends
 from quintet.data.shards import ParquetShards
 
 # --- the order --------------------------------------------------------------------------------------------------------

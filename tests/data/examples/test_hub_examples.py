@@ -114,8 +114,8 @@ def test_files_that_contradict_each_other_are_told_in_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"label_column": "class"}, r"data\.source\.label_column=class: .*set has x, y, kind"),
-        ({"feature_columns": ["x", "z"]}, r"data\.source\.feature_columns=\['x', 'z'\]: .*set has x, y, kind"),
+        ({"label_column": "class"}, r"data\.source\.label_column=class: .*set has the columns x, y, kind"),
+        ({"feature_columns": ["x", "z"]}, r"data\.source\.feature_columns=z: .*set has the columns x, y, kind"),
         ({"names": {"train": "train", "test": "dev"}}, r"data\.root=.*set \(split dev\) cannot be loaded: .*dev"),
         ({"names": {"train": "train"}}, r"data\.source\.names=.*: name a split for train, for test"),
         ({"names": {"train": "a", "test": "b", "dev": "c"}}, r"data\.source\.names="),

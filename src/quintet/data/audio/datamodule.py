@@ -20,7 +20,7 @@ from quintet.data.audio.split import SPLITS, split_names, subset
 from quintet.data.audio.store import FORMAT, warn_bad_files, write_store
 from quintet.data.audio.stream import StreamedPcm
 from quintet.data.batches import AudioBatch
-from quintet.data.group_order import GroupSampler, check_workers, group_ends
+from quintet.data.order import GroupSampler, check_workers, group_ends
 from quintet.data.preview import Preview
 from quintet.data.resumable import ResumableDataModule, ResumableLoader
 from quintet.data.store import ListColumn, build_once, digest

@@ -16,15 +16,14 @@ from quintet.common.errors import UserError
 from quintet.data.batches import CaptionBatch
 from quintet.data.captions.dataset import SERVED, CaptionDataset, as_is
 from quintet.data.captions.features import cached_features
-from quintet.data.captions.order import CaptionSampler
 from quintet.data.captions.source import SPLITS, CaptionSource
 from quintet.data.captions.table import CaptionTable
 from quintet.data.captions.views import Views
 from quintet.data.captions.vocabulary import Vocabulary
 from quintet.data.examples.store import ArrayInputs
-from quintet.data.group_order import GroupSampler, check_workers, group_ends
+from quintet.data.order import CaptionSampler, GroupSampler, ViewSampler, check_workers, group_ends
 from quintet.data.preview import Preview
-from quintet.data.resumable import ResumableDataModule, ResumableLoader, ViewSampler
+from quintet.data.resumable import ResumableDataModule, ResumableLoader
 from quintet.data.special_ids import EOS, UNKNOWN
 
 log = logging.getLogger(__name__)

@@ -17,8 +17,9 @@ from quintet.data.examples.dataset import ExampleDataset, as_is, to_images
 from quintet.data.examples.select import draw, keep_classes
 from quintet.data.examples.source import SPLITS, Example, ExampleSource
 from quintet.data.examples.store import ArrayInputs, ArrowInputs
+from quintet.data.order import EpochSampler
 from quintet.data.preview import Preview
-from quintet.data.resumable import EpochSampler, ResumableDataModule, ResumableLoader
+from quintet.data.resumable import ResumableDataModule, ResumableLoader
 
 log = logging.getLogger(__name__)
 

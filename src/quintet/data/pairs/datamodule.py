@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from quintet.common.errors import UserError
 from quintet.data.batches import SequencePairBatch
-from quintet.data.pairs.order import LengthSampler
+from quintet.data.order import LengthSampler
 from quintet.data.pairs.source import SPLITS, PairSource
 from quintet.data.pairs.vocabulary import SIDES, Codec
 from quintet.data.preview import Preview

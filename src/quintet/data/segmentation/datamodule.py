@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader
 from quintet.common.errors import UserError
 from quintet.data.batches import SegmentationBatch
 from quintet.data.examples.select import draw
+from quintet.data.order import ViewSampler
 from quintet.data.preview import Preview
-from quintet.data.resumable import ResumableDataModule, ResumableLoader, ViewSampler
+from quintet.data.resumable import ResumableDataModule, ResumableLoader
 from quintet.data.segmentation.augment import Augmentation
 from quintet.data.segmentation.dataset import SegmentationDataset, as_is, grid_size
 from quintet.data.segmentation.labels import IGNORED, colour_picture

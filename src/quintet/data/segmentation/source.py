@@ -90,11 +90,11 @@ class SegmentationSource:
 
         once = unique(items)
         log.info("%s: checking %d images and their masks, once", self.name, len(once))
-        data_info = dict(zip(once, _in_threads(once, self.labels), strict=True))
+        label_columns = dict(zip(once, _in_threads(once, self.labels), strict=True))
         features = {name: Value("string") for name in ("image", "mask", "name")}
         features |= {"height": Value("int32"), "width": Value("int32"), "classes": List(Value("uint8"))}
         for split in SPLITS:
-            rows = (_row(item, data_info[item]) for item in items.get(split, ()))
+            rows = (_row(item, label_columns[item]) for item in items.get(split, ()))
             write_rows(folder / f"{split}.arrow", features, rows)
 
 
@@ -103,9 +103,9 @@ def unique(items: dict[str, list[Item]]) -> list[Item]:
     return list(dict.fromkeys(item for split in SPLITS for item in items.get(split, ())))
 
 
-def _row(item: Item, data_info: dict[str, Any]) -> dict[str, Any]:
+def _row(item: Item, label_columns: dict[str, Any]) -> dict[str, Any]:
     mask = None if item.mask is None else str(item.mask)
-    return {"image": str(item.image), "mask": mask, "name": item.name, **data_info}
+    return {"image": str(item.image), "mask": mask, "name": item.name, **label_columns}
 
 
 def _in_threads(items: Iterable[Item], labels: LabelMap) -> Iterator[dict[str, Any]]:
