@@ -99,7 +99,7 @@ def test_tables_of_csv_files(tmp_path):
 def test_what_is_no_number_is_told(tmp_path, value):
     folder = table(tmp_path / "set", f"x,y,kind\n5,{value},b\n6,1,a\n")
     with pytest.raises(
-        UserError, match=r"column y of split train has .*, no number: see data\.source\.feature_columns"
+        UserError, match=r"column y of split train has .*, not a number: see data\.source\.feature_columns"
     ):
         hub_table(folder).splits(tmp_path / "cache")
 

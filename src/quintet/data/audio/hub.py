@@ -92,7 +92,7 @@ class Hub(Source):
         return read_bytes(audio["bytes"], where) if audio["bytes"] else read_file(Path(audio["path"]))
 
     def length(self, recording: Recording) -> tuple[int, int]:
-        """(samples, rate in Hz) from the header of a file in a shard. Errors: BadAudio."""
+        """(samples, rate in Hz) from the header of a file in a shard. Raises BadAudio."""
         audio, where = self._cell(recording)
         return measure(audio["bytes"], where)
 

@@ -1,4 +1,4 @@
-"""Labelled pictures or tables that `datasets.load_dataset` reads: a Hub id such as ylecun/mnist, or a local folder."""
+"""Labeled images or tables that `datasets.load_dataset` reads: a Hub id such as ylecun/mnist, or a local folder."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -69,7 +69,7 @@ class HubExamples(ExampleSource):
         return named or [str(label) for label in sorted(set(train[self.label_column]) - {None})]
 
     def _labels(self, batch: Mapping[str, list], dataset: Any, split: str, classes: list[str]) -> np.ndarray:
-        """Classes 0..C-1. Errors: UserError for an example without one, or one that training has not."""
+        """Classes 0..C-1. Raises UserError for an example without one, or one that training has not."""
         feature = dataset.features[self.label_column]
         given = [feature.int2str(v) if v in range(len(classes)) else v for v in batch[self.label_column]] \
             if hasattr(feature, "names") else [str(v) for v in batch[self.label_column]]  # fmt: skip
@@ -107,6 +107,6 @@ class HubExamples(ExampleSource):
         wrong = next((v for v in values if not isinstance(v, int | float) or v != v), None)
         if wrong is not None or None in values:
             raise UserError(
-                f"column {column} of split {split} has {wrong!r}, no number: see data.source.feature_columns"
+                f"column {column} of split {split} has {wrong!r}, not a number: see data.source.feature_columns"
             )
         return np.array(values, np.float32)

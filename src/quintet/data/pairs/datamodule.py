@@ -40,7 +40,7 @@ class PairDataset(Dataset):
         return self.source[row], self.target[row], row
 
     def counts(self, side: str, size: int) -> list[int]:
-        """How often each id stands in these rows (size,)."""
+        """Count of each id in these rows (size,)."""
         column, total = getattr(self, side), np.zeros(size, np.int64)
         for start in range(0, len(self.rows), 10_000):
             block = [column[int(row)] for row in self.rows[start : start + 10_000]]
