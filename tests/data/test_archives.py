@@ -18,7 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from quintet.common.errors import UserError
-from quintet.data import archives, checksums
+from quintet.data import archives
 from quintet.data.archives import find_root, unpack
 from quintet.data.store import build_once
 
@@ -61,7 +61,6 @@ def test_unpacked_once_and_again_after_a_change(tmp_path, kind):
 def test_without_tarfiles_filters_files_are_the_users_own(tmp_path, kind, monkeypatch):
     """As on Python 3.11.0 to 3.11.3: no bits that let another run it as its owner, nothing unreadable."""
     monkeypatch.setattr(archives, "SAFELY", {"set_attrs": False})
-    monkeypatch.setattr(archives, "NOT_SAFE", ())
     monkeypatch.setattr(tarfile.TarFile, "extraction_filter", staticmethod(lambda member, path: member), raising=False)
     with tarfile.open(tmp_path / f"set.{kind}", "w:gz" if kind == "tar.gz" else "w") as bundle:
         for name, mode in (("program", 0o4755), ("secret", 0o000), ("open", 0o666)):
@@ -73,7 +72,7 @@ def test_without_tarfiles_filters_files_are_the_users_own(tmp_path, kind, monkey
     assert contents(folder) == {"program": b"ab", "secret": b"ab", "open": b"ab"}
     assert {(p.stat().st_mode, p.stat().st_uid) for p in folder.iterdir()} == {(ours.st_mode, ours.st_uid)}
     pack(tmp_path / f"bad.{kind}", {"../up.txt": b"x"})
-    with pytest.raises(UserError, match="lies outside its own folder"):
+    with pytest.raises(UserError, match="points outside its folder"):
         unpack(tmp_path / f"bad.{kind}", tmp_path / "cache")
 
 
@@ -134,30 +133,6 @@ def test_a_link_inside_is_kept_and_a_zip_with_links_is_not(tmp_path):
         bundle.writestr(link, "/etc")
     with pytest.raises(UserError, match="is a link: refused"):
         unpack(tmp_path / "set.zip", tmp_path / "unpacked")
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_bombs(tmp_path, kind, monkeypatch):
-    """The limit is brought down, so that the test needs no gigabytes: 2 MB of zeros pack into a few kB."""
-    archive = pack(tmp_path / f"set.{kind}", {"zeros": bytes(2 << 20)})
-    assert unpack(archive, tmp_path / "fine")  # below 2 GiB no ratio is too high
-    monkeypatch.setattr(archives, "FREE_GB", 0)
-    monkeypatch.setattr(archives, "MAX_RATIO", 50 if kind != "tar" else 0.5)
-    with pytest.raises(UserError, match=r"would unpack to more than .* too much for .*refused"):
-        unpack(archive, tmp_path / "unpacked")
-    monkeypatch.undo()
-    monkeypatch.setattr(archives, "MAX_MEMBERS", 3)
-    with pytest.raises(UserError, match="more than 3 files"):
-        unpack(pack(archive, {f"{n}.txt": b"" for n in range(9)}), tmp_path / "unpacked")
-
-
-def test_a_sparse_member_of_exabytes(tmp_path):
-    """A tar of one kB may claim any size; nothing is written before the sum is known."""
-    info = tarfile.TarInfo("huge")
-    info.size = 8 << 60
-    (tmp_path / "set.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
-    with pytest.raises(UserError, match="would unpack to more than"):
-        unpack(tmp_path / "set.tar", tmp_path / "unpacked")
 
 
 # --- damaged ----------------------------------------------------------------------------------------------------------
@@ -250,15 +225,15 @@ def test_an_official_name_with_other_content(tmp_path):
 
 def test_the_list_beside_an_archive(tmp_path):
     archive = pack(tmp_path / "mine.tar", {"a.txt": b"a"})
-    assert not checksums.verify(archive)
+    assert not archives.verify(archive)
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     for line in (f"{digest}  mine.tar", f"{digest} *mine.tar", f"{digest.upper()}  ./mine.tar"):
         (tmp_path / "SHA256SUMS").write_text(line + "\n")
-        assert checksums.verify(archive)
+        assert archives.verify(archive)
     raw = bytearray(archive.read_bytes())
     raw[512] ^= 1  # the content: nothing in the tar itself tells
     archive.write_bytes(raw)
-    with pytest.raises(UserError, match="SHA256SUMS beside it says"):
+    with pytest.raises(UserError, match="SHA256SUMS in its folder lists"):
         unpack(archive, tmp_path / "unpacked")
     (tmp_path / "SHA256SUMS").write_text("nonsense\n")
     with pytest.raises(UserError, match=r"SHA256SUMS, line 1"):
@@ -269,8 +244,8 @@ def test_the_table_agrees_with_torchvision():
     installed = importlib.metadata.distribution("torchvision")  # read, for importing takes long
     for file, name in (("voc.py", "VOCtrainval_11-May-2012.tar"), ("sbd.py", "benchmark.tgz")):
         text = Path(installed.locate_file(f"torchvision/datasets/{file}")).read_text()
-        assert checksums.OFFICIAL[name].removeprefix("md5:") in text
-    for value in checksums.OFFICIAL.values():
+        assert archives.OFFICIAL[name].removeprefix("md5:") in text
+    for value in archives.OFFICIAL.values():
         kind, _, digest = value.partition(":")
         assert len(bytes.fromhex(digest)) == hashlib.new(kind).digest_size
 

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from quintet.common.errors import UserError
-from quintet.data.resumable import EpochSampler, EvalSampler, ResumableDataModule
+from quintet.data.order import EpochSampler, EvalSampler
+from quintet.data.resumable import ResumableDataModule
 
 ITEMS, BATCH = 23, 4
 

@@ -19,7 +19,7 @@ from stream_run import CHUNK, RATE, audio, captions, run
 from quintet.common.errors import UserError
 from quintet.data.audio.datamodule import AudioDataModule
 from quintet.data.audio.hub import Hub
-from quintet.data.group_order import GroupSampler, group_ends
+from quintet.data.order import GroupSampler, group_ends
 from quintet.data.shards import ParquetShards
 
 # --- the order --------------------------------------------------------------------------------------------------------
@@ -190,9 +190,9 @@ def test_what_is_wrong_with_streamed_audio(speech, tmp_path):
         list(module.train_dataloader())
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "train.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(UserError, match=r"train\.parquet is no parquet file"):
+    with pytest.raises(UserError, match=r"train\.parquet is not a parquet file"):
         AudioDataModule(Hub(str(tmp_path / "text")), **options).setup()
-    with pytest.raises(UserError, match=r"is none: write the set as parquet"):
+    with pytest.raises(UserError, match=r"is not one: write the data set as parquet"):
         (tmp_path / "csv").mkdir()
         (tmp_path / "csv" / "train.csv").write_text("audio\nx\n")
         AudioDataModule(Hub(str(tmp_path / "csv")), **options).setup()

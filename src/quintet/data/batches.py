@@ -1,4 +1,4 @@
-"""The batch of each task: what a DataModule yields and a LightningModule eats."""
+"""The batch types that DataModules pass to LightningModules, one for each task."""
 
 from typing import NamedTuple
 
@@ -25,8 +25,8 @@ class AudioBatch(NamedTuple):
 class EpisodeBatch(NamedTuple):
     """Streaming few-shot episodes (Kaiser et al. 2017, Omniglot); B episodes of T images, S pixels a side.
 
-    Each episode has its own labels for its own classes. The showings come in rounds: every class is shown once, in
-    random order, before any class is shown again.
+    Each episode has its own classes, labeled anew. Images come in rounds: every class is shown once, in random order,
+    before any class is shown again.
     """
 
     images: Tensor  # (B, T, 1, S, S) float32 ink: 0 = paper, 1 = ink
@@ -45,16 +45,16 @@ class SequencePairBatch(NamedTuple):
     target: Tensor  # (B, T) int64 token ids, starts with bos, ends with eos, 0 = padding
     source_length: Tensor  # (B,) int64, eos included
     target_length: Tensor  # (B,) int64, bos and eos included
-    index: Tensor  # (B,) int64 row of the pair in its split
+    index: Tensor  # type: ignore[assignment]  # (B,) int64 row of the pair in its split
 
     @property
     def real(self) -> Tensor:
-        """(B, T - 1) where `target[:, 1:]` has a token or eos to predict, and no padding."""
+        """(B, T - 1) bool: True where `target[:, 1:]` is a token or eos, False at padding."""
         return _to_predict(self.target, self.target_length)
 
 
 class ExampleBatch(NamedTuple):
-    """Labelled examples, the z = (x, y) of Koh & Liang 2017; B examples.
+    """Labeled examples, the z = (x, y) of Koh & Liang 2017; B examples.
 
     With data.batch_size=null a batch is the whole split, and shares its memory with every other such batch: clone a
     tensor before writing into it.
@@ -62,45 +62,45 @@ class ExampleBatch(NamedTuple):
 
     inputs: Tensor  # (B, *shape) float32: features, or images (B, C, H, W) in [0, 1]
     labels: Tensor  # (B,) int64 class 0..C-1
-    index: Tensor  # (B,) int64 row of the example in its split
+    index: Tensor  # type: ignore[assignment]  # (B,) int64 row of the example in its split
 
 
 class SegmentationBatch(NamedTuple):
     """Images with a class at every pixel (Chen et al. 2017); B images, H and W those of the largest.
 
-    Content is top left. Padding is the data module's pad_colour, which is 0 once the backbone has normalised it, and
+    The image is at the top left. Padding has the DataModule's pad_colour, which the backbone normalizes to 0, and
     label 255.
     """
 
     images: Tensor  # (B, 3, H, W) float32 RGB in [0, 1]
     labels: Tensor  # (B, H, W) int64 class 0..C-1; 255 = not scored: borders of objects, and padding
     sizes: Tensor  # (B, 2) int64 height and width before padding
-    index: Tensor  # (B,) int64 row of the image in its split
+    index: Tensor  # type: ignore[assignment]  # (B,) int64 row of the image in its split
 
 
 class CaptionBatch(NamedTuple):
     """Images with captions (Vinyals et al. 2015); I images, B captions of them, T the longest, F encoder features.
 
     The decoder reads the image, then `words[:, :-1]`, and predicts `words[:, 1:]`: nothing is predicted at the image.
-    Ids 0..3 are padding, bos, eos and unknown. An image with several captions in the batch is there once. Images stand
-    in the order of their first captions: where there are as many as captions, image b is that of caption b.
+    Ids 0..3 are padding, bos, eos and unknown. An image with several captions in the batch is in it once. Images are in
+    the order of their first captions: if I = B, image b belongs to caption b.
     """
 
-    images: Tensor | None  # (I, 3, H, W) float32 RGB in [0, 1]; None where `features` stand for them
-    features: Tensor | None  # (I, F) float32 cached output of the frozen encoder; None where there are images
+    images: Tensor | None  # (I, 3, H, W) float32 RGB in [0, 1]; None if `features` are given
+    features: Tensor | None  # (I, F) float32 cached output of the frozen encoder; None if `images` are given
     words: Tensor  # (B, T) int64 bos, the words, eos, 0 = padding
     lengths: Tensor  # (B,) int64 ids of each caption, bos and eos included
     image_row: Tensor  # (B,) int64 which of the I images each caption is of
     image_index: Tensor  # (I,) int64 row of each image in its split
-    index: Tensor  # (B,) int64 row of the caption in its split
+    index: Tensor  # type: ignore[assignment]  # (B,) int64 row of the caption in its split
 
     @property
     def real(self) -> Tensor:
-        """(B, T - 1) where `words[:, 1:]` has a word or eos to predict, and no padding."""
+        """(B, T - 1) bool: True where `words[:, 1:]` is a word or eos, False at padding."""
         return _to_predict(self.words, self.lengths)
 
     def expand_images(self) -> "CaptionBatch":
-        """The same captions, each with an image of its own: any rows of all parts are a batch again."""
+        """Repeat images so that I = B; rows of all fields can then be selected together."""
         images, features = (None if part is None else part[self.image_row] for part in (self.images, self.features))
         rows = torch.arange(len(self.words), device=self.words.device)
         return self._replace(
@@ -109,5 +109,5 @@ class CaptionBatch(NamedTuple):
 
 
 def _to_predict(tokens_bt: Tensor, length_b: Tensor) -> Tensor:
-    """(B, T - 1) which tokens after the first are no padding."""
+    """(B, T - 1) bool: True for tokens after the first that are not padding."""
     return torch.arange(1, tokens_bt.shape[1], device=tokens_bt.device) < length_b[:, None]

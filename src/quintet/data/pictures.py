@@ -12,7 +12,7 @@ from quintet.data.segmentation.labels import open_picture
 
 
 def find_pictures(inputs: Sequence[str]) -> dict[str, Path]:
-    """By the name of what is written. Errors: UserError for what is not there, or no picture at all."""
+    """By the name of what is written. Raises UserError for what is not there, or no picture at all."""
     found: list[tuple[str, Path]] = []
     for given in inputs:
         path = Path(given).expanduser()
@@ -22,7 +22,7 @@ def find_pictures(inputs: Sequence[str]) -> dict[str, Path]:
         elif path.is_file():
             found.append((path.name, path))
         else:
-            raise UserError(f"protocol.inputs={given}: there is no such picture or folder")
+            raise UserError(f"protocol.inputs={given}: there is no such image or folder")
     if not found:
         raise UserError(
             f"protocol.inputs={', '.join(inputs)}: no picture with one of the endings {', '.join(SUFFIXES)}"
@@ -35,7 +35,7 @@ def find_pictures(inputs: Sequence[str]) -> dict[str, Path]:
 
 
 def read_upright(path: Path) -> NDArray[np.uint8]:
-    """(H, W, 3) RGB as a viewer shows it: turned as its EXIF says. Errors: UserError naming a file that is broken."""
+    """(H, W, 3) RGB, rotated according to its EXIF data. Raises UserError naming a broken file."""
     from PIL import ImageOps
 
     return np.array(to_rgb(ImageOps.exif_transpose(open_picture(path))))

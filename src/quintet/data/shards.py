@@ -16,9 +16,9 @@ MAX_GROUP_BYTES = 2**31  # of a row group, decompressed: it is held in memory
 
 
 class ParquetShards:
-    """The rows of `files` in order, as if they were one table of these columns.
+    """The rows of `files` in order, as one table with these columns.
 
-    Of every process the last `keep` row groups that it used stay in memory. Errors: UserError for a file that is no
+    Each process keeps the last `keep` row groups that it used in memory. Raises UserError for a file that is not a
     parquet, has not these columns, or has a row group too large to hold.
     """
 
@@ -79,7 +79,7 @@ class ParquetShards:
         return table
 
     def _open(self, file: str) -> Any:
-        """Each process opens for itself: a forked worker would share the place in the file with its parent."""
+        """Open once per process: a forked worker would share the file position with its parent."""
         import fsspec
         import pyarrow.parquet as pq
 
@@ -89,7 +89,7 @@ class ParquetShards:
                 self._opened[key] = pq.ParquetFile(fsspec.open(file, "rb").open())
             except (OSError, ValueError) as error:
                 raise UserError(
-                    f"{file} is no parquet file: {str(error).splitlines()[0]}; download it again"
+                    f"{file} is not a parquet file: {str(error).splitlines()[0]}; download it again"
                 ) from error
         return self._opened[key]
 
@@ -102,8 +102,8 @@ class ParquetShards:
             size = metadata.row_group(group).total_byte_size
             if size > MAX_GROUP_BYTES:
                 raise UserError(
-                    f"{file}: row group {group} has {size / 2**30:.1f} GiB, which are held in memory: write the file"
-                    " again with smaller ones (row_group_size, as of 100 rows)"
+                    f"{file}: row group {group} has {size / 2**30:.1f} GiB, too much to hold in memory: write the file"
+                    " again with smaller ones (row_group_size, e.g. 100 rows)"
                 )
 
     @staticmethod
@@ -113,7 +113,7 @@ class ParquetShards:
 
 
 def find_shards(root: str, subset: str | None, split: str, cache_dir: Path) -> list[str]:
-    """The parquet files of a split of a Hub id, a local folder or one file. Errors: UserError for other files."""
+    """The parquet files of a split of a Hub id, a local folder or one file. Raises UserError for other files."""
     local = Path(root).expanduser()
     if local.is_file():
         return [str(local)]
@@ -129,6 +129,6 @@ def find_shards(root: str, subset: str | None, split: str, cache_dir: Path) -> l
     others = [str(file) for file in files[split] if not str(file).endswith(".parquet")]
     if others:
         raise UserError(
-            f"data.streaming=true reads parquet files, {others[0]} is none: write the set as parquet shards"
+            f"data.streaming=true reads parquet files, {others[0]} is not one: write the data set as parquet shards"
         )
     return [str(file) for file in files[split]]

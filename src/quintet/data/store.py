@@ -1,4 +1,4 @@
-"""Files made once from a data set's sources and memory-mapped: a cache folder, Arrow rows, list columns."""
+"""The cache: folders that are built once, Arrow files, and their columns as memory-mapped arrays."""
 
 import glob
 import hashlib
@@ -21,7 +21,7 @@ def digest(*parts: Any) -> str:
 def build_once(target: Path, write: Callable[[Path], None]) -> Path:
     """Call `write(folder)` unless `target` exists; other processes wait, and never see a half-written folder.
 
-    What a killed process left behind is removed by the next.
+    The next call removes what a killed process has left behind.
     """
     if target.is_dir():
         return target
@@ -52,7 +52,7 @@ def write_rows(path: Path, features: dict[str, Any], rows: Iterable[dict[str, An
 
 
 class ListColumn:
-    """Rows of one list column as numpy views of the memory map: nothing is copied, nothing becomes a Python list."""
+    """Rows of one list column as numpy views of the memory map: without copies and without Python lists."""
 
     def __init__(self, path: Path, column: str) -> None:
         from datasets import Dataset

@@ -219,7 +219,7 @@ def test_hub_source_keeps_the_splits_of_a_data_set(tmp_path, make, hub):
 def test_hub_source_says_what_plain_audio_files_need(tmp_path, make, hub, monkeypatch):
     write_audio(tmp_path / "folder" / "train" / "0.wav", tone(0.1))
     monkeypatch.setitem(sys.modules, "torchcodec", None)
-    with pytest.raises(UserError, match="only indexes with torchcodec"):
+    with pytest.raises(UserError, match="indexes only with torchcodec"):
         make(hub(str(tmp_path / "folder"))).prepare_data()
 
 

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from quintet.data.captions.order import CaptionSampler
-from quintet.data.resumable import ViewSampler
+from quintet.data.order import CaptionSampler, ViewSampler
 
 LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=120)
 

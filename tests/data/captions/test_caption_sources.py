@@ -211,7 +211,7 @@ def test_mistakes_in_karpathys_files(tmp_path, entry, message):
     with pytest.raises(UserError, match=message):
         Flickr30k(str(tmp_path)).splits(tmp_path / "cache")
     path.write_text('{"images": [')
-    with pytest.raises(UserError, match=r"dataset_flickr30k\.json is no JSON"):
+    with pytest.raises(UserError, match=r"dataset_flickr30k\.json is not JSON"):
         Flickr30k(str(tmp_path)).splits(tmp_path / "cache")
     write_json(path, {"annotations": []})
     with pytest.raises(UserError, match=r"dataset_flickr30k\.json has no 'images'"):

@@ -99,7 +99,7 @@ def test_tables_of_csv_files(tmp_path):
 def test_what_is_no_number_is_told(tmp_path, value):
     folder = table(tmp_path / "set", f"x,y,kind\n5,{value},b\n6,1,a\n")
     with pytest.raises(
-        UserError, match=r"column y of split train has .*, no number: see data\.source\.feature_columns"
+        UserError, match=r"column y of split train has .*, not a number: see data\.source\.feature_columns"
     ):
         hub_table(folder).splits(tmp_path / "cache")
 
@@ -114,8 +114,8 @@ def test_files_that_contradict_each_other_are_told_in_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"label_column": "class"}, r"data\.source\.label_column=class: .*set has x, y, kind"),
-        ({"feature_columns": ["x", "z"]}, r"data\.source\.feature_columns=\['x', 'z'\]: .*set has x, y, kind"),
+        ({"label_column": "class"}, r"data\.source\.label_column=class: .*set has the columns x, y, kind"),
+        ({"feature_columns": ["x", "z"]}, r"data\.source\.feature_columns=z: .*set has the columns x, y, kind"),
         ({"names": {"train": "train", "test": "dev"}}, r"data\.root=.*set \(split dev\) cannot be loaded: .*dev"),
         ({"names": {"train": "train"}}, r"data\.source\.names=.*: name a split for train, for test"),
         ({"names": {"train": "a", "test": "b", "dev": "c"}}, r"data\.source\.names="),

@@ -77,10 +77,14 @@ def damage(root, name, change):
         (IMAGES, lambda data: data[: len(data) // 2], r"cannot unpack .*train-images.*download it again"),
         (IMAGES, lambda data: data[:-2], r"cannot unpack .*train-images.*download it again"),
         (IMAGES, lambda data: b"<html>", r"cannot unpack .*train-images.*Not a gzipped file.*download it again"),
-        (IMAGES, lambda data: gzip.compress(idx(2049, labels(30))), r"train-images\S* is no idx file of images"),
-        (LABELS, lambda data: gzip.compress(idx(2051, images("train", 30))), r"train-labels\S* is no idx .* labels"),
-        (LABELS, lambda data: gzip.compress(b"\0\0\x08"), r"train-labels\S* is no idx file of labels"),
-        (LABELS, lambda data: b"", r"train-labels\S* is no idx file of labels"),
+        (IMAGES, lambda data: gzip.compress(idx(2049, labels(30))), r"train-images\S* is not an idx file of images"),
+        (
+            LABELS,
+            lambda data: gzip.compress(idx(2051, images("train", 30))),
+            r"train-labels\S* is not an idx .*labels",
+        ),
+        (LABELS, lambda data: gzip.compress(b"\0\0\x08"), r"train-labels\S* is not an idx file of labels"),
+        (LABELS, lambda data: b"", r"train-labels\S* is not an idx file of labels"),
         (
             IMAGES,
             lambda data: gzip.compress(gzip.decompress(data)[:-1]),
@@ -91,7 +95,7 @@ def damage(root, name, change):
         (
             LABELS,
             lambda data: gzip.compress(idx(2049, np.r_[labels(29), np.uint8(10)])),
-            r"train-labels\S* label 10 at row 29 is no digit 0\.\.9",
+            r"train-labels\S* label 10 at row 29 is not a digit 0\.\.9",
         ),
         (
             IMAGES,

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from quintet.common.errors import UserError
+from quintet.data.order import LengthSampler
 from quintet.data.pairs.datamodule import PairsDataModule
-from quintet.data.pairs.order import LengthSampler
 from quintet.data.pairs.symbols import Symbols
 from quintet.data.pairs.vocabulary import Subwords, SymbolIds
 from quintet.data.samples.pairs import SamplePairs

@@ -71,10 +71,10 @@ def test_numbers_are_mapped(tmp_path):
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.array([[0, 1], [2, 9]], np.uint8), r"label 9 at row 1, column 1 is no class; legal are 0-3, 255 \(4 cl"),
-        (np.array([[0, 300], [2, 1]], np.uint16), r"label 300 at row 0, column 1 is no class"),
-        (np.array([[0, 4]], np.uint8), r"label 4 at row 0, column 1 is no class"),
-        (coloured(LABELS), r"is a colour picture: its colour \(\d+, \d+, 9\) is none of the 4 classes'; save the num"),
+        (np.array([[0, 1], [2, 9]], np.uint8), r"label 9 at row 1, column 1 is not a class; legal are 0-3, 255 \(4 cl"),
+        (np.array([[0, 300], [2, 1]], np.uint16), r"label 300 at row 0, column 1 is not a class"),
+        (np.array([[0, 4]], np.uint8), r"label 4 at row 0, column 1 is not a class"),
+        (coloured(LABELS), r"is a color image: its color \(\d+, \d+, 9\) is none of the 4 classes'; save the num"),
     ],
 )
 def test_what_is_no_class_is_named(tmp_path, array, message):
@@ -86,7 +86,7 @@ def test_what_is_no_class_is_named(tmp_path, array, message):
 
 def test_a_colour_picture_without_known_colours_asks_for_them(tmp_path):
     path = write_picture(tmp_path / "colour.png", coloured(LABELS))
-    with pytest.raises(UserError, match=r"colour\.png is a colour picture: give the colour of every class in data\.so"):
+    with pytest.raises(UserError, match=r"colour\.png is a color image: give the colour of every class in data\.so"):
         read_labels(path, plain_map(["0", "1", "2", "3"]))
 
 
@@ -133,7 +133,7 @@ def test_whole_numbers_in_floating_point_are_numbers(tmp_path):
     path = write_picture(tmp_path / "float.tif", LABELS.astype(np.float32))
     assert np.array_equal(read_labels(path, FOUR), LABELS)
     for wrong, told in (
-        (0.5, r"label 0\.5 at row 0, column 1 is no class"),
+        (0.5, r"label 0\.5 at row 0, column 1 is not a class"),
         (300, "label 300"),
         (np.nan, "contains NaN"),
     ):
@@ -149,7 +149,7 @@ def test_black_and_white_are_two_classes_once_they_are_named_as_colours(tmp_path
     named = plain_map(["ground", "thing"], {0: (0, 0, 0), 1: (255, 255, 255)})
     assert read_labels(path, named).tolist() == [[0, 1], [1, 0]]
     three = write_picture(tmp_path / "three.png", np.array([[0, 128]], np.uint8))
-    with pytest.raises(UserError, match=r"three\.png: label 128 at row 0, column 1 is no class"):
+    with pytest.raises(UserError, match=r"three\.png: label 128 at row 0, column 1 is not a class"):
         read_labels(three, named)
 
 

@@ -128,7 +128,7 @@ def test_bad_files_are_one_line_that_names_them(tmp_path):
     write_palette(masks / "2012_000001.png", np.where(good == 3, 21, good).astype(np.uint8))
     refused(tmp_path, cache, r"mask .*2012_000001\.png: label 21 at row .* legal are 0-20, 255 \(21 classes")
     write_picture(masks / "2012_000001.png", coloured(good))
-    refused(tmp_path, cache, r"mask .*2012_000001\.png is a colour picture")
+    refused(tmp_path, cache, r"mask .*2012_000001\.png is a color image")
     write_palette(masks / "2012_000001.png", good)
     whole = (images / "2012_000006.jpg").read_bytes()
     (images / "2012_000006.jpg").write_bytes(whole[: len(whole) // 2])
@@ -302,7 +302,7 @@ def test_lists_colours_and_a_suffix(tmp_path):
     splits = source.splits(tmp_path / "cache")
     assert names(splits) == ["0", "3"] and names(splits, "val") == names(splits, "test") == ["1"]
     assert np.array_equal(classes_of(source, tmp_path / "cache", index=1), labels_of(3) % 4)
-    with pytest.raises(UserError, match=r"drawn/0_L\.png is a colour picture: give the colour of every class"):
+    with pytest.raises(UserError, match=r"drawn/0_L\.png is a color image: give the colour of every class"):
         SegmentationFolder(str(tmp_path), **options).splits(tmp_path / "cache")
     write_lines(tmp_path / "val.txt", ["1", "9", "8"])
     with pytest.raises(UserError, match=r"val\.txt names 9, but .*pictures has no such picture \(2 of 3 are missing\)"):

@@ -76,7 +76,7 @@ class ChunkDataset(Dataset):
         return self.batch(items)
 
     def batch(self, items: Sequence[int]) -> AudioBatch:
-        """Gather windows; outside the utterance lie silence, zero frames and ignored phones."""
+        """Gather windows; outside the utterance there is silence, zero frames and ignored phones."""
         u, length = self.utterances, self.context + self.chunk
         places = [self.locate(int(item)) for item in items]
         pcm = np.zeros((len(places), length), np.int16)

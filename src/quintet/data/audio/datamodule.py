@@ -20,7 +20,7 @@ from quintet.data.audio.split import SPLITS, split_names, subset
 from quintet.data.audio.store import FORMAT, warn_bad_files, write_store
 from quintet.data.audio.stream import StreamedPcm
 from quintet.data.batches import AudioBatch
-from quintet.data.group_order import GroupSampler, check_workers, group_ends
+from quintet.data.order import GroupSampler, check_workers, group_ends
 from quintet.data.preview import Preview
 from quintet.data.resumable import ResumableDataModule, ResumableLoader
 from quintet.data.store import ListColumn, build_once, digest
@@ -95,7 +95,7 @@ class AudioDataModule(ResumableDataModule):
 
     @cached_property
     def _folder(self) -> Path:
-        """Where the decoded audio of exactly these files lies."""
+        """The cache folder with the decoded audio of exactly these files."""
         files = self.source.fingerprint(self._recordings)
         if self.streaming:
             return self.cache_dir / "audio" / f"lengths-{digest(stream.FORMAT, files, self.on_bad_file)}"
@@ -105,11 +105,11 @@ class AudioDataModule(ResumableDataModule):
     def prepare_data(self) -> None:
         """Unpack, decode (or measure) and extract once; safe when several processes do it at the same time."""
         if self.streaming:
-            args = (self.source, self._recordings, self.sample_rate, self.on_bad_file)
-            build_once(self._folder, lambda folder: stream.write_lengths(folder, *args))
+            measured = (self.source, self._recordings, self.sample_rate, self.on_bad_file)
+            build_once(self._folder, lambda folder: stream.write_lengths(folder, *measured))
             return
-        args = (self.source, self._recordings, self.sample_rate, self.resample, self.on_bad_file)
-        build_once(self._folder, lambda folder: write_store(folder, *args))
+        decoded = (self.source, self._recordings, self.sample_rate, self.resample, self.on_bad_file)
+        build_once(self._folder, lambda folder: write_store(folder, *decoded))
         for extractor in (self.features, self.phones):
             if extractor:
                 extractor.build(self._folder, self._stored(), self.sample_rate, self.cache_dir)

@@ -52,7 +52,11 @@ def _read(source: Path | io.BytesIO, ends: tuple[bytes, bytes], size: int, name:
             rate, declared = file.samplerate, 0 if file.format in ("MP3", "MPEG") else file.frames
             exact = file.subtype == "PCM_16"
             audio = file.read(dtype="int16" if exact else "float32")
-    except (soundfile.SoundFileError, RuntimeError, MemoryError) as error:  # memory: for as much as the header says
+    except (
+        soundfile.SoundFileError,
+        RuntimeError,
+        MemoryError,
+    ) as error:  # memory: for the size in the header
         reason = " ".join(str(error).split())
         raise BadAudio(f"{name} cannot be decoded ({reason}): repair it, or set data.on_bad_file=skip") from error
     if len(audio) < declared or _cut_off(*ends, size):
@@ -61,7 +65,7 @@ def _read(source: Path | io.BytesIO, ends: tuple[bytes, bytes], size: int, name:
 
 
 def _cut_off(head: bytes, tail: bytes, size: int) -> bool:
-    """libsndfile quietly shortens a wav or sphere file that is shorter than its header says, and an ogg without end."""
+    """libsndfile reads a truncated wav, sphere or ogg file without an error."""
     if head.startswith(b"OggS"):
         page = tail[tail.rfind(b"OggS") :]
         if len(page) < 27 or not page[5] & 4:  # cut off in a page's header, or no page that ends the stream
@@ -91,7 +95,7 @@ def _end_of_samples(head: bytes) -> int:
 
 
 def to_pcm16(audio: NDArray, name: str) -> NDArray:
-    """Floats in [-1, 1] -> int16. Errors: BadAudio for NaN or infinite samples."""
+    """Floats in [-1, 1] -> int16. Raises BadAudio for NaN or infinite samples."""
     if not np.isfinite(audio).all():
         raise BadAudio(f"{name} holds NaN or infinite samples: repair it, or set data.on_bad_file=skip")
     return np.clip(np.rint(audio * 32768.0), -32768, 32767).astype(np.int16)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from quintet.common.errors import UserError
 from quintet.data.audio.decode import BadAudio, measure, read_bytes, read_file
 from quintet.data.audio.recording import Recording, Source, choose_speakers
+from quintet.data.hub import load_split
 from quintet.data.shards import ParquetShards, find_shards
 
 
@@ -50,7 +51,7 @@ class Hub(Source):
         self.shards: dict[str, ParquetShards] = {}
         for ours, theirs in self.splits.items():
             files = find_shards(self.root, self.subset, theirs, cache_dir)
-            ParquetShards(files, columns)  # a column that is not there is said here
+            ParquetShards(files, columns)  # raises UserError for a missing column
             shards = self.shards[ours] = ParquetShards(files, columns[:1])
             speakers = shards.column(self.speaker_column) if self.speaker_column else [None] * len(shards)
             found += self._rows(speakers, ours, ours if own else None)
@@ -64,31 +65,19 @@ class Hub(Source):
         return found
 
     def _load(self, split: str) -> Any:
-        from datasets import Audio, load_dataset
-        from datasets.exceptions import DatasetGenerationError
+        from datasets import Audio
 
-        local = Path(self.root).expanduser()
-        if not local.exists() and (self.root.count("/") != 1 or self.root.startswith(("/", "."))):
-            raise UserError(self.missing())
+        columns = {"audio_column": self.audio_column, "speaker_column": self.speaker_column}
         try:
-            path = {"path": "parquet", "data_files": str(local)} if local.is_file() else {"path": str(self.root)}
-            dataset = load_dataset(**path, name=self.subset, split=split)
-        except (ImportError, DatasetGenerationError) as error:
-            if not isinstance(error, ImportError) and not isinstance(error.__cause__, ImportError):
+            dataset = load_split(str(self.root), self.subset, split, columns, None, self.missing())
+        except UserError as error:
+            cause = error.__cause__
+            if not isinstance(cause, ImportError) and not isinstance(getattr(cause, "__cause__", None), ImportError):
                 raise
             raise UserError(
-                f"{self.root} holds plain audio files, which datasets only indexes with torchcodec: install that, or"
-                " read a local folder with data.source._target_=quintet.data.audio.clips.Clips"
+                f"{self.root} holds plain audio files, which datasets indexes only with torchcodec: install torchcodec,"
+                " or read a local folder with data.source._target_=quintet.data.audio.clips.Clips"
             ) from error
-        except (FileNotFoundError, ValueError, ConnectionError) as error:
-            raise UserError(
-                f"data.root={self.root} (split {split}) cannot be loaded: {str(error).splitlines()[0]}"
-            ) from error
-        for key, column in (("audio_column", self.audio_column), ("speaker_column", self.speaker_column)):
-            if column is not None and column not in dataset.column_names:
-                raise UserError(
-                    f"data.source.{key}={column}: {self.root} has the columns {', '.join(dataset.column_names)}"
-                )
         return dataset.cast_column(self.audio_column, Audio(decode=False))
 
     def _rows(self, speakers: Sequence, ours: str, split: str | None) -> list[Recording]:
@@ -103,7 +92,7 @@ class Hub(Source):
         return read_bytes(audio["bytes"], where) if audio["bytes"] else read_file(Path(audio["path"]))
 
     def length(self, recording: Recording) -> tuple[int, int]:
-        """(samples, rate in Hz) from the header of a file in a shard. Errors: BadAudio."""
+        """(samples, rate in Hz) from the header of a file in a shard. Raises BadAudio."""
         audio, where = self._cell(recording)
         return measure(audio["bytes"], where)
 

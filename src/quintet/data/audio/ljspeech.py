@@ -1,4 +1,4 @@
-"""LJ Speech 1.1, one speaker: `metadata.csv` (id|text|normalised text) and `wavs/<id>.wav`."""
+"""LJ Speech 1.1, one speaker: `metadata.csv` (id|text|normalized text) and `wavs/<id>.wav`."""
 
 from dataclasses import dataclass
 from pathlib import Path

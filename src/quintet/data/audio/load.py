@@ -11,7 +11,7 @@ from quintet.data.audio.recording import Recording, Source
 def load(source: Source, recording: Recording, sample_rate: int, resample: bool) -> NDArray:
     """Mono int16 samples at `sample_rate`; several channels are averaged.
 
-    Errors: BadAudio; UserError when the rates differ and data.resample is off.
+    Raises BadAudio; UserError when the rates differ and data.resample is off.
     """
     pcm, rate = source.read(recording)
     if pcm.ndim == 2:

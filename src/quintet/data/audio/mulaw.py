@@ -14,9 +14,9 @@ def encode(audio, quantization: int = 256):
     """
     mu = quantization - 1
     if isinstance(audio, torch.Tensor):
-        x = audio.double().clamp(-1, 1)
-        companded = x.sign() * torch.log1p(mu * x.abs()) / np.log1p(mu)
-        return torch.floor((companded + 1) / 2 * mu + 0.5).long()
+        x_t = audio.double().clamp(-1, 1)
+        companded_t = x_t.sign() * torch.log1p(mu * x_t.abs()) / np.log1p(mu)
+        return torch.floor((companded_t + 1) / 2 * mu + 0.5).long()
     x = np.clip(np.asarray(audio, np.float64), -1, 1)
     companded = np.sign(x) * np.log1p(mu * np.abs(x)) / np.log1p(mu)
     return np.floor((companded + 1) / 2 * mu + 0.5).astype(np.int64)
@@ -26,8 +26,8 @@ def decode(classes, quantization: int = 256):
     """Classes 0..Q-1 -> amplitudes in [-1, 1] (float32): y = 2q / mu - 1, then sign(y) ((1 + mu)^|y| - 1) / mu."""
     mu = quantization - 1
     if isinstance(classes, torch.Tensor):
-        y = 2 * classes.double() / mu - 1
-        return (y.sign() * torch.expm1(y.abs() * np.log1p(mu)) / mu).float()
+        y_t = 2 * classes.double() / mu - 1
+        return (y_t.sign() * torch.expm1(y_t.abs() * np.log1p(mu)) / mu).float()
     y = 2 * np.asarray(classes, np.float64) / mu - 1
     return (np.sign(y) * np.expm1(np.abs(y) * np.log1p(mu)) / mu).astype(np.float32)
 

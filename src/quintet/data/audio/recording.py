@@ -36,7 +36,7 @@ class Source:
     sample_config = "vctk_sample"  # the config that needs no download
 
     def recordings(self, cache_dir: Path) -> list[Recording]:
-        """All recordings, sorted by id. Errors: UserError when the corpus is not there, or nothing is left of it."""
+        """All recordings, sorted by id. Raises UserError when the corpus is not there, or nothing is left of it."""
         root = find_root(self.root, cache_dir, self.missing())
         found = sorted(self.scan(root), key=lambda recording: recording.id)
         if not found:
@@ -70,7 +70,7 @@ def subfolder(root: Path, *names: str) -> Path | None:
 
 
 def choose_speakers(wanted: Sequence[str] | None, known: Sequence[str], key: str = "data.source.speakers") -> list[str]:
-    """`wanted` (null = all). Errors: UserError that lists the known speakers for an unknown one."""
+    """`wanted` (null = all). Raises UserError that lists the known speakers for an unknown one."""
     if wanted is None:
         return sorted(known)
     unknown = [str(name) for name in wanted if str(name) not in known]

@@ -15,7 +15,7 @@ def split_names(recordings: Sequence[Recording], val: float, test: float, seed: 
 
     A speaker's split depends on that speaker's utterances and the seed only: it stays when speakers are added.
     At least one utterance of a speaker goes to every non-zero fraction if three or more are there.
-    Errors: UserError for fractions that leave nothing to train on.
+    Raises UserError for fractions that leave nothing to train on.
     """
     if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
         raise UserError(f"data.val_fraction={val}, data.test_fraction={test}: give fractions whose sum is below 1")

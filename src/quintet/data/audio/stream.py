@@ -24,7 +24,7 @@ def write_lengths(folder: Path, source: Any, recordings: Sequence[Recording], sa
                   on_bad_file: str) -> None:  # fmt: skip
     """`lengths.npy` in samples, and `meta.json` as `write_store` makes it. Reads every shard once, decodes nothing.
 
-    Errors: UserError for another rate than data.sample_rate; BadAudio, or with on_bad_file=skip it is left out.
+    Raises UserError for another rate than data.sample_rate; BadAudio, or with on_bad_file=skip it is left out.
     """
     log.info("%s: measuring %d recordings, once", source.name, len(recordings))
     kept, lengths, bad = [], [], []
@@ -55,7 +55,7 @@ def write_lengths(folder: Path, source: Any, recordings: Sequence[Recording], sa
 class StreamedPcm:
     """`[row]` decodes recording `row`, (n,) int16. lengths: samples of each row.
 
-    Errors: BadAudio for one that is not as long as its header said.
+    Raises BadAudio for one that is not as long as its header said.
     """
 
     def __init__(self, source: Any, recordings: Sequence[Recording], lengths: NDArray[np.int64], rate: int) -> None:

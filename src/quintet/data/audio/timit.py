@@ -1,4 +1,4 @@
-"""TIMIT (LDC93S1): `TRAIN/DR1/FCJF0/SX127.WAV` (NIST sphere) with `SX127.PHN` beside it; upper or lower case."""
+"""TIMIT (LDC93S1): `TRAIN/DR1/FCJF0/SX127.WAV` (NIST sphere) and `SX127.PHN`; upper or lower case."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ class TIMIT(Source):
     """use_sa: also read SA1 and SA2, which every speaker reads and which published results therefore leave out.
 
     Splits: TRAIN, the 50-speaker development set as "val", the 24-speaker core test set as "test".
-    Speakers differ between splits, so they are no condition.
+    Speakers differ between splits, so they are not used as a condition.
     """
 
     use_sa: bool = False

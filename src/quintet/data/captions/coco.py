@@ -67,7 +67,7 @@ class COCO(CaptionSource):
 def read_coco(path: Path, folder: Path) -> list[Picture]:
     """Images in the order of the file, captions in that of their ids.
 
-    Errors: UserError for an image id that stands twice, and for a caption of an image that is not listed.
+    Raises UserError for an image id that occurs twice, and for a caption of an image that is not listed.
     """
     content = read_json(path, "images", "annotations")
     captions: dict[Any, list[tuple[Any, str]]] = {}

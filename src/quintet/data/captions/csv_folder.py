@@ -19,7 +19,7 @@ class CaptionCSV(CaptionSource):
     """One caption a row; an image may have several rows.
 
     captions: the file below root, its first row names the columns. images: the folder below root that the paths in
-    image_column start from. split_column: says train, val or test; null: images are drawn by `division_seed`,
+    image_column start from. split_column: contains train, val or test; null: images are drawn by `division_seed`,
     `val_fraction` and `test_fraction` of them. Rows that cannot be used are named, or skipped: on_error.
     """
 

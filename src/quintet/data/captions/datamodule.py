@@ -16,15 +16,14 @@ from quintet.common.errors import UserError
 from quintet.data.batches import CaptionBatch
 from quintet.data.captions.dataset import SERVED, CaptionDataset, as_is
 from quintet.data.captions.features import cached_features
-from quintet.data.captions.order import CaptionSampler
 from quintet.data.captions.source import SPLITS, CaptionSource
 from quintet.data.captions.table import CaptionTable
 from quintet.data.captions.views import Views
 from quintet.data.captions.vocabulary import Vocabulary
 from quintet.data.examples.store import ArrayInputs
-from quintet.data.group_order import GroupSampler, check_workers, group_ends
+from quintet.data.order import CaptionSampler, GroupSampler, ViewSampler, check_workers, group_ends
 from quintet.data.preview import Preview
-from quintet.data.resumable import ResumableDataModule, ResumableLoader, ViewSampler
+from quintet.data.resumable import ResumableDataModule, ResumableLoader
 from quintet.data.special_ids import EOS, UNKNOWN
 
 log = logging.getLogger(__name__)
@@ -114,7 +113,7 @@ class CaptionDataModule(ResumableDataModule):
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """Errors: UserError for a data set without training captions."""
+        """Raises UserError for a data set without training captions."""
         self.setup()
         if self._vocabulary is None:
             raise UserError(
@@ -136,7 +135,7 @@ class CaptionDataModule(ResumableDataModule):
         return {"vocabulary": list(self.vocabulary.words), "counts": self._counts()}
 
     def _counts(self) -> list[int]:
-        """How often each id stands in the training captions in use, eos once in each; none without such captions."""
+        """Count of each id in the training captions in use, eos once in each; none without such captions."""
         size = len(self.vocabulary)
         if "train" not in self._tables:
             return [0] * size
@@ -148,7 +147,7 @@ class CaptionDataModule(ResumableDataModule):
         return counts.tolist()
 
     def table(self, split: str) -> CaptionTable:
-        """A split as it is stored. Errors: UserError for another name, and for a split that is not there, with why."""
+        """A split as it is stored. Raises UserError for another name, and for a split that is not there, with why."""
         self.setup()
         if split not in SPLITS:
             raise UserError(f"unknown split {split!r}: choose {', '.join(SPLITS)}")
@@ -192,7 +191,7 @@ class CaptionDataModule(ResumableDataModule):
     def serve(self, what: str) -> None:
         """`features` or `images` from the next pass over a loader on: call it between epochs.
 
-        Errors: UserError for features where data.features=null.
+        Raises UserError for features where data.features=null.
         """
         if what not in SERVED:
             raise UserError(f"serve({what!r}): choose {' or '.join(SERVED)}")

@@ -12,7 +12,7 @@ def drawn(pictures: Sequence[Picture], val: int, test: int, seed: int, keys: str
     """`test` and `val` of the images, and the rest to train on, each in the given order.
 
     Drawn from all that are listed, there or not, so that a test image is one wherever only some could be downloaded.
-    NumPy's legacy permutation never changes. Errors: UserError naming `keys` when too few are left.
+    NumPy's legacy permutation never changes. Raises UserError naming `keys` when too few are left.
     """
     if val < 0 or test < 0 or val + test > len(pictures):
         raise UserError(f"{keys}: {val} + {test} images of {len(pictures)} to hold out")

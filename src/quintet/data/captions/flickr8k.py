@@ -37,7 +37,7 @@ class Flickr8k(CaptionSource):
 def read_tokens(path: Path) -> dict[str, list[Caption]]:
     """`image.jpg#k<TAB>caption` a line -> the captions of each image, in the order of k.
 
-    Errors: UserError naming file and line of one that is not so, or whose number k stands twice for an image.
+    Raises UserError naming file and line of one that is not so, or whose number k occurs twice for an image.
     """
     found: dict[str, dict[int, Caption]] = {}
     for number, line in enumerate(read_lines(path), 1):
@@ -55,7 +55,7 @@ def read_tokens(path: Path) -> dict[str, list[Caption]]:
 
 
 def found(captions: dict[str, list[Caption]], name: str, listed: Path | str) -> list[Caption]:
-    """Errors: UserError for an image on the list that has no captions."""
+    """Raises UserError for an image on the list that has no captions."""
     if name not in captions:
         raise UserError(f"{listed} names {name}, which has no captions: is the list another data set's?")
     return captions[name]

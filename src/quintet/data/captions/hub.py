@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 from quintet.common.errors import UserError
 from quintet.data.captions.source import SPLITS, Caption, CaptionSource, Parts, Picture
 from quintet.data.captions.table import CaptionTable, ShardTable
+from quintet.data.hub import load_split
 from quintet.data.shards import ParquetShards, find_shards
 
 
@@ -22,10 +23,10 @@ class Cell(NamedTuple):
 class HubCaptions(CaptionSource):
     """root: the Hub id, or a folder. subset: its configuration. names: which of its splits is ours, null = none.
 
-    caption_columns: texts, or lists of texts, in each. split_column: where one split holds all and a column says which
-    is which (names then maps to what stands there, and `all_in` is the split to load). id_column: names of the images;
-    rows of one name are captions of one image. null: counted.
-    streaming: leave the images in their parquet shards, see data.streaming; they are not looked at in advance.
+    caption_columns: columns with a text or a list of texts. split_column: for a data set with one split `all_in`, the
+    column with each row's split (`names` then maps to the values of this column). id_column: names of the images; rows
+    with the same name are captions of one image; null: each row is an image, and images are numbered.
+    streaming: leave the images in their parquet shards, see data.streaming; they are not checked in advance.
     """
 
     subset: str | None = None
@@ -106,24 +107,12 @@ class HubCaptions(CaptionSource):
     def _load(self, name: str, cache_dir: Path) -> Any:
         if self.streaming:
             return ParquetShards(find_shards(self.root, self.subset, name, cache_dir), [self.image_column])
-        from datasets import Image, load_dataset
-        from datasets.exceptions import DatasetGenerationError
+        from datasets import Image
 
-        local = Path(self.root).expanduser()
-        if not local.is_dir() and (self.root.count("/") > 1 or self.root.startswith(("/", ".", "~"))):
-            raise UserError(f"no {self.name} at data.root={self.root}: put {self.put} there")
-        try:
-            loaded = load_dataset(str(local) if local.is_dir() else self.root, name=self.subset, split=name,
-                                  cache_dir=str(cache_dir / "hub"))  # fmt: skip
-        except (FileNotFoundError, ValueError, ConnectionError, DatasetGenerationError) as error:
-            reason = str(error.__cause__ or error).strip().splitlines()[0]
-            raise UserError(f"data.root={self.root} (split {name}) cannot be loaded: {reason}") from error
-        keys = {"image_column": [self.image_column], "caption_columns": self.caption_columns,
-                "id_column": [self.id_column], "split_column": [self.split_column]}  # fmt: skip
-        for key, columns in keys.items():
-            for column in columns:
-                if column is not None and column not in loaded.column_names:
-                    raise UserError(f"data.source.{key}={column}: {self.root} has {', '.join(loaded.column_names)}")
+        columns = {"image_column": self.image_column, "caption_columns": self.caption_columns,
+                   "id_column": self.id_column, "split_column": self.split_column}  # fmt: skip
+        missing = f"no {self.name} at data.root={self.root}: put {self.put} there"
+        loaded = load_split(self.root, self.subset, name, columns, cache_dir, missing)
         return loaded.cast_column(self.image_column, Image(decode=False))
 
 

@@ -14,7 +14,7 @@ SPLIT_OF = {split: split for split in SPLITS} | {"restval": "train"}  # of COCO'
 def read_karpathy(path: Path, image_of: Callable[[Mapping[str, Any]], Path]) -> Parts:
     """image_of: an image's entry, with `filename` and for COCO `filepath`, to its file.
 
-    Errors: UserError naming the image of an entry that is incomplete or of a split that there is not.
+    Raises UserError naming the image of an entry that is incomplete or of a split that there is not.
     """
     parts = Parts({split: [] for split in SPLITS})
     for number, entry in enumerate(read_json(path, "images")["images"]):

@@ -16,7 +16,7 @@ from quintet.data.segmentation.layout import locate
 class Place:
     """The folder of a data set, or its unpacked archive; archives inside it are unpacked when they are needed.
 
-    Errors: UserError(`missing`) where there is nothing at `root`.
+    Raises UserError(`missing`) where there is nothing at `root`.
     """
 
     root: str | Path
@@ -40,7 +40,7 @@ class Place:
         return None
 
     def need(self, names: tuple[str, ...], archives: tuple[str, ...] = ()) -> Path:
-        """Errors: UserError that says what is not there."""
+        """Raises UserError naming what is missing."""
         found = self.find(names, archives)
         if found is None:
             wanted = " or ".join((*names, *archives))
@@ -49,7 +49,7 @@ class Place:
 
 
 def file_status(path: Path) -> os.stat_result | None:
-    """Size and times; None for what is no file, a name that no file can have included."""
+    """Size and times; None for what is not a file, or not a valid file name."""
     try:
         status = path.stat()
     except (OSError, ValueError):
@@ -58,7 +58,7 @@ def file_status(path: Path) -> os.stat_result | None:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Lines of UTF-8 text without their ends. Errors: UserError naming file and line of what is no UTF-8."""
+    """Lines of UTF-8 text without their ends. Raises UserError naming file and line of what is not UTF-8."""
     lines = []
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -70,14 +70,14 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_json(path: Path, *keys: str) -> dict[str, Any]:
-    """A JSON object with lists under these keys. Errors: UserError naming the file and what is wrong with it."""
+    """A JSON object with lists under these keys. Raises UserError naming the file and what is wrong with it."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no JSON: {error}; download it again") from error
+        raise UserError(f"{path} is not JSON: {error}; download it again") from error
     for key in keys:
         if not isinstance(content, dict) or key not in content:
             raise UserError(f"{path} has no {key!r}: is it another data set's?")
         if not isinstance(content[key], list):
-            raise UserError(f"{path}: {key!r} is no list but {str(content[key])[:60]!r}: is it another data set's?")
+            raise UserError(f"{path}: {key!r} is not a list but {str(content[key])[:60]!r}: is it another data set's?")
     return content

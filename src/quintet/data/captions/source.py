@@ -58,7 +58,7 @@ class CaptionSource:
 
     root: the unpacked folder, or its archive, which is unpacked into the cache.
     on_error: what becomes of an image that is missing or broken, and of a caption without a word: `fail` stops and
-    names the file, `skip` leaves them out and says how many.
+    names the file, `skip` leaves them out and logs how many.
     """
 
     root: str
@@ -72,7 +72,7 @@ class CaptionSource:
             raise UserError(f"data.source.on_error={self.on_error}: choose {' or '.join(POLICIES)}")
 
     def read(self, cache_dir: Path) -> Parts:
-        """Lists and captions, without a look at the images. Errors: UserError for what is missing or wrong."""
+        """Lists and captions, without a look at the images. Raises UserError for what is missing or wrong."""
         raise NotImplementedError(f"{type(self).__name__} must say which images and captions it has")
 
     def load(self, image: Any) -> bytes:
@@ -92,7 +92,7 @@ class CaptionSource:
         """The stored splits; one that has no image is not among them but in `missing`, with the reason.
 
         All images are decoded once before that, so that training does not end at a broken one; the result is kept for
-        as long as no file changes. Errors: UserError, one line, for the first that is wrong; with on_error=skip only
+        as long as no file changes. Raises UserError, one line, for the first that is wrong; with on_error=skip only
         where nothing is left.
         """
         cache_dir = Path(cache_dir)
@@ -114,7 +114,7 @@ class CaptionSource:
         return {split: CaptionTable(folder, split) for split in parts.pictures}
 
     def place(self, cache_dir: Path) -> Place:
-        """Where its files are. Errors: UserError when nothing is at root."""
+        """Where its files are. Raises UserError when nothing is at root."""
         missing = f"no {self.name} at data.root={self.root}: put {self.put} there, or try data=captions_sample"
         return Place(self.root, cache_dir, missing)
 
@@ -133,7 +133,7 @@ class CaptionSource:
 
 
 def refuse_repeated(pictures: dict[str, list[Picture]], name: str) -> None:
-    """Errors: UserError for an image id that stands twice in a split, or in two: training would see the test."""
+    """Raises UserError for an image id that occurs twice in a split, or in two: training would see the test."""
     seen: dict[str, str] = {}
     for split, listed in pictures.items():
         for picture in listed:

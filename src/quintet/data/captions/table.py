@@ -73,7 +73,7 @@ class CaptionTable:
     def picture(self, image: int) -> Tensor:
         """RGB (3, H, W) uint8 as it is in the file; grey, CMYK and transparent ones converted, see `to_rgb`.
 
-        Errors: UserError for a file that has gone or broken since the data set was read.
+        Raises UserError for a file that has gone or broken since the data set was read.
         """
         row = self.images[int(image)]
         opened = open_picture(row["path"] or row["name"], data=row["data"])

@@ -9,7 +9,7 @@ from quintet.data.special_ids import BOS, EOS, SPECIAL, UNKNOWN
 class Vocabulary:
     """words: in order of their ids; the first four are padding, bos, eos and unknown.
 
-    Errors: UserError for a list that does not begin with these, or has a word twice.
+    Raises UserError for a list that does not begin with these, or has a word twice.
     """
 
     def __init__(self, words: Iterable[str]) -> None:
@@ -22,7 +22,7 @@ class Vocabulary:
     def from_counts(cls, counts: Mapping[str, int], min_count: int) -> "Vocabulary":
         """Words seen `min_count` times or more in training, the most frequent first, equals by the alphabet.
 
-        Errors: UserError when no word is that frequent.
+        Raises UserError when no word is that frequent.
         """
         kept = [word for word, count in counts.items() if count >= min_count and word not in SPECIAL]
         if not kept:

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from quintet.data.batches import EpisodeBatch
 from quintet.data.episodes.sampling import Plan, plan_episode
 from quintet.data.episodes.store import map_images
-from quintet.data.resumable import EpochSampler
+from quintet.data.order import EpochSampler
 
 
 class EpisodeDataset(Dataset):

@@ -50,11 +50,11 @@ class Omniglot:
     sample_config = "glyphs_sample"  # the config that needs no download
 
     def folder(self) -> Path:
-        """Where the two parts lie."""
+        """The folders of the two parts."""
         return Path(self.root).expanduser()
 
     def path(self, part: str) -> Path:
-        """The folder or zip of `background` or `evaluation`. Errors: UserError when neither is there."""
+        """The folder or zip of `background` or `evaluation`. Raises UserError when neither is there."""
         root = self.folder()
         for folder in (root, root / "python"):
             for path in (folder / f"images_{part}.zip", folder / f"images_{part}"):
@@ -72,7 +72,7 @@ class Omniglot:
 
     @contextmanager
     def open(self, part: str) -> Iterator[Part]:
-        """The classes of a part, sorted by alphabet and character. Errors: UserError for a broken or empty part."""
+        """The classes of a part, sorted by alphabet and character. Raises UserError for a broken or empty part."""
         path = self.path(part)
         if path.is_dir():
             # the folder's own name is the first level of every name, as it is inside the zip
@@ -108,7 +108,7 @@ def group(names: Sequence[str], where: str) -> list[Character]:
 def read_ink(part: Part, name: str, size: int) -> NDArray[np.uint8]:
     """One drawing as ink (size, size) uint8, 255 = ink on 0 = paper, bilinear from 105 x 105 with area support.
 
-    Errors: UserError that names the file for one that is no 105 x 105 picture.
+    Raises UserError that names the file for one that is no 105 x 105 picture.
     """
     from PIL import Image, UnidentifiedImageError
 

@@ -17,7 +17,7 @@ ROTATIONS = 4
 
 
 class Stored(NamedTuple):
-    """Where a part lies and which class each row of it is; row `r * C + c` is class c turned by r quarter turns."""
+    """The file of a part, and the class of each of its rows; row `r * C + c` is class c turned by r quarter turns."""
 
     path: Path  # (C * rotations, D, S, S) uint8 .npy
     names: list[str]  # of the C classes, "alphabet/character"
@@ -45,7 +45,7 @@ def write_store(folder: Path, source: Omniglot, image_size: int) -> None:
 
 
 def open_store(source: Omniglot, image_size: int, cache_dir: Path) -> dict[str, Stored]:
-    """The parts of exactly these files at this size, decoded at the first use; other processes wait meanwhile."""
+    """The parts of exactly these files at this size, decoded on first use; other processes wait meanwhile."""
     folder = cache_dir / "episodes" / digest(FORMAT, source.fingerprint(), image_size)
     build_once(folder, lambda target: write_store(target, source, image_size))
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))

@@ -17,16 +17,17 @@ from quintet.data.examples.dataset import ExampleDataset, as_is, to_images
 from quintet.data.examples.select import draw, keep_classes
 from quintet.data.examples.source import SPLITS, Example, ExampleSource
 from quintet.data.examples.store import ArrayInputs, ArrowInputs
+from quintet.data.order import EpochSampler
 from quintet.data.preview import Preview
-from quintet.data.resumable import EpochSampler, ResumableDataModule, ResumableLoader
+from quintet.data.resumable import ResumableDataModule, ResumableLoader
 
 log = logging.getLogger(__name__)
 
 
 class ExampleDataModule(ResumableDataModule):
-    """Batches of labelled examples, see ExampleBatch; batch_size=null makes each step one pass over the split.
+    """Batches of labeled examples, see ExampleBatch; batch_size=null makes each step one pass over the split.
 
-    source: a quintet.data.examples source. classes: keep only these, relabelled 0, 1, ... in this order ([1, 7] is
+    source: a quintet.data.examples source. classes: keep only these, relabeled 0, 1, ... in this order ([1, 7] is
     MNIST 1-vs-7). val_fraction: of the training part, where the source has no validation part. max_train: that many
     training examples drawn by `seed`. features: a FrozenBackbone whose outputs replace the images. flatten: images as
     vectors.
@@ -144,7 +145,7 @@ class ExampleDataModule(ResumableDataModule):
         return None if self.features else self.source.feature_names
 
     def examples(self, split: str) -> ExampleDataset:
-        """The dataset of a split. Errors: UserError for another name."""
+        """The dataset of a split. Raises UserError for another name."""
         self.setup()
         if split not in SPLITS:
             raise UserError(f"unknown split {split!r}: choose {', '.join(SPLITS)}")
@@ -154,7 +155,7 @@ class ExampleDataModule(ResumableDataModule):
         return len(self.examples(split))
 
     def example_batch(self, split: str, indices: Sequence[int]) -> ExampleBatch:
-        """Exactly these examples in this order. Errors: UserError for an index that the split does not have."""
+        """Exactly these examples in this order. Raises UserError for an index that the split does not have."""
         return self.examples(split).__getitems__(self._checked(split, indices))
 
     def arrays(self, split: str) -> tuple[Tensor, Tensor]:
@@ -163,9 +164,9 @@ class ExampleDataModule(ResumableDataModule):
         return whole.inputs, whole.labels.clone()
 
     def images(self, split: str, indices: Sequence[int]) -> Tensor:
-        """The pictures of these examples (B, 3, H, W) float32 in [0, 1], also where features stand for them.
+        """The pictures of these examples (B, 3, H, W) float32 in [0, 1], also if the batches contain features.
 
-        Errors: UserError where the source has no pictures.
+        Raises UserError where the source has no pictures.
         """
         rows = self.examples(split).rows[self._checked(split, indices)]
         shape = self.source.input_shape

@@ -112,7 +112,7 @@ class Diabetes(ExampleSource):
 def read_table(path: Path) -> Any:
     """The csv as a pandas table of strings: "None" and "?" are values here, not gaps.
 
-    Errors: UserError for a file that is no such csv, or lacks columns.
+    Raises UserError for a file that is not such a csv file, or lacks columns.
     """
     import pandas
 
@@ -127,7 +127,7 @@ def read_table(path: Path) -> Any:
 
 
 def read_labels(table: Any, path: Path) -> NDArray[np.int64]:
-    """1 where readmitted is <30. Errors: UserError with the line of any other word."""
+    """1 where readmitted is <30. Raises UserError with the line of any other word."""
     unknown = np.flatnonzero(~table[LABEL].isin(LABELS))
     if len(unknown):
         raise UserError(
@@ -154,10 +154,10 @@ def encode(table: Any, path: Path) -> tuple[NDArray[np.float32], list[str]]:
 
 
 def read_numbers(table: Any, name: str, path: Path) -> NDArray[np.int64]:
-    """A column of whole numbers. Errors: UserError with the line of anything else."""
+    """A column of whole numbers. Raises UserError with the line of anything else."""
     wrong = np.flatnonzero(~table[name].str.fullmatch(r"[0-9]+"))
     if len(wrong):
-        raise UserError(f"{path}, line {wrong[0] + 2}: {name}={table[name].iloc[wrong[0]]!r} is no whole number")
+        raise UserError(f"{path}, line {wrong[0] + 2}: {name}={table[name].iloc[wrong[0]]!r} is not a whole number")
     return table[name].to_numpy(object).astype(np.int64)
 
 

@@ -35,7 +35,7 @@ class Enron(ExampleSource):
 
     train_fraction, val_fraction: of all e-mails; the rest is the test. The vocabulary is that of training alone.
     duplicates: `keep` splits file by file as the authors do. But 4,994 of the 5,172 files are unique, and 4,637 without
-    their numbers, which are no features: 147 e-mails of the test have a twin in training. `group`, the default, keeps
+    their numbers, which are not features: 147 e-mails of the test have a twin in training. `group`, the default, keeps
     e-mails of the same words on one side, so that the test is of unseen ones; the sizes of the parts stay the same.
     min_emails: a word is in at least so many training e-mails. max_words: null takes all of these.
     binary: whether a word occurs instead of how often.
@@ -74,7 +74,7 @@ class Enron(ExampleSource):
         return find_root(self.root, cache_dir, missing)
 
     def files(self, cache_dir: str | Path) -> list[Path]:
-        """All e-mails, ham first, by name. Errors: UserError when a folder is missing or empty."""
+        """All e-mails, ham first, by name. Raises UserError when a folder is missing or empty."""
         root = self.find(cache_dir)
         folder = next((f for f in (root, root / "enron1") if (f / "ham").is_dir() or (f / "spam").is_dir()), None)
         if folder is None:
@@ -120,7 +120,7 @@ class Enron(ExampleSource):
             groups[tuple(documents[row]) if self.duplicates == "group" else row].append(row)
         total = len(documents)
         room = {"train": int(self.train_fraction * total), "val": int(self.val_fraction * total), "test": total}
-        parts = {part: [] for part in SPLITS}
+        parts: dict[str, list[int]] = {part: [] for part in SPLITS}
         for group in groups.values():
             part = next(part for part in SPLITS if len(parts[part]) + len(group) <= room[part])
             parts[part] += group
@@ -137,7 +137,7 @@ def read_emails(paths: Sequence[Path]) -> dict[Path, str]:
 
 
 def read_email(path: Path) -> str:
-    """The text, latin-1, in which every byte is a character. Errors: UserError naming a file that cannot be read."""
+    """The text, latin-1, in which every byte is a character. Raises UserError naming a file that cannot be read."""
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Labelled pictures or tables that `datasets.load_dataset` reads: a Hub id such as ylecun/mnist, or a local folder."""
+"""Labeled images or tables that `datasets.load_dataset` reads: a Hub id such as ylecun/mnist, or a local folder."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +10,7 @@ import numpy as np
 from quintet.common.errors import UserError
 from quintet.data.examples.pictures import read_picture
 from quintet.data.examples.source import SPLITS, Block, Content, ExampleSource
+from quintet.data.hub import load_split
 
 BLOCK = 256  # rows read and written at a time
 
@@ -40,28 +41,14 @@ class HubExamples(ExampleSource):
             raise UserError(f"data.source.image_size={self.image_size}: give 1 or more pixels")
 
     def load(self, cache_dir: str | Path) -> dict[str, Any]:
-        """The chosen splits as `load_dataset` gives them. Errors: UserError when they or the columns are not there."""
-        local = Path(self.root).expanduser()
-        if not local.is_dir() and (self.root.count("/") > 1 or self.root.startswith(("/", ".", "~"))):
-            raise UserError(f"no {self.name} at data.root={self.root}: put {self.put} there")
-        path = str(local) if local.is_dir() else self.root
-        return {ours: self._load(path, theirs, cache_dir) for ours, theirs in self.names.items() if theirs}
-
-    def _load(self, path: str, split: str, cache_dir: str | Path) -> Any:
-        from datasets import load_dataset
-        from datasets.exceptions import DatasetGenerationError
-
-        try:
-            loaded = load_dataset(path, name=self.subset, split=split, cache_dir=str(Path(cache_dir) / "hub"))
-        except (FileNotFoundError, ValueError, ConnectionError, DatasetGenerationError) as error:
-            reason = str(error.__cause__ or error).strip().splitlines()[0]
-            raise UserError(f"data.root={self.root} (split {split}) cannot be loaded: {reason}") from error
-        for key in ("image_column", "label_column", "feature_columns"):
-            wanted = getattr(self, key)
-            for column in [wanted] if isinstance(wanted, str) else wanted or []:
-                if column not in loaded.column_names:
-                    raise UserError(f"data.source.{key}={wanted}: {self.root} has {', '.join(loaded.column_names)}")
-        return loaded
+        """Load the chosen splits. Raises UserError if a split or a column is missing."""
+        missing = f"no {self.name} at data.root={self.root}: put {self.put} there"
+        columns = {key: getattr(self, key) for key in ("image_column", "label_column", "feature_columns")}
+        return {
+            ours: load_split(self.root, self.subset, theirs, columns, cache_dir, missing)
+            for ours, theirs in self.names.items()
+            if theirs
+        }
 
     def fingerprint(self, cache_dir: str | Path) -> list:
         return [[split, dataset._fingerprint] for split, dataset in self.load(cache_dir).items()]
@@ -82,7 +69,7 @@ class HubExamples(ExampleSource):
         return named or [str(label) for label in sorted(set(train[self.label_column]) - {None})]
 
     def _labels(self, batch: Mapping[str, list], dataset: Any, split: str, classes: list[str]) -> np.ndarray:
-        """Classes 0..C-1. Errors: UserError for an example without one, or one that training has not."""
+        """Classes 0..C-1. Raises UserError for an example without one, or one that training has not."""
         feature = dataset.features[self.label_column]
         given = [feature.int2str(v) if v in range(len(classes)) else v for v in batch[self.label_column]] \
             if hasattr(feature, "names") else [str(v) for v in batch[self.label_column]]  # fmt: skip
@@ -120,6 +107,6 @@ class HubExamples(ExampleSource):
         wrong = next((v for v in values if not isinstance(v, int | float) or v != v), None)
         if wrong is not None or None in values:
             raise UserError(
-                f"column {column} of split {split} has {wrong!r}, no number: see data.source.feature_columns"
+                f"column {column} of split {split} has {wrong!r}, not a number: see data.source.feature_columns"
             )
         return np.array(values, np.float32)

@@ -45,7 +45,7 @@ class ImageFolder(ExampleSource):
             )
 
     def parts(self, cache_dir: str | Path) -> dict[str, Path]:
-        """The folder of each split. Errors: UserError naming the key of one that is not there."""
+        """The folder of each split. Raises UserError naming the key of one that is not there."""
         root = self.find(cache_dir)
         inner = [path for path in root.iterdir() if path.is_dir()]
         # an archive may hold everything in one folder of its own
@@ -58,7 +58,7 @@ class ImageFolder(ExampleSource):
         return {split: root / folder for split, folder in wanted.items()}
 
     def pictures(self, cache_dir: str | Path) -> dict[str, list[Path]]:
-        """The files of each split, sorted by class and name. Errors: UserError for a part without any."""
+        """The files of each split, sorted by class and name. Raises UserError for a part without any."""
         found = {}
         for split, folder in self.parts(cache_dir).items():
             files = [p for p in folder.glob("*/*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]

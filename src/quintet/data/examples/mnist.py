@@ -35,10 +35,10 @@ class Mnist(ExampleSource):
     put: ClassVar[str] = "train-images-idx3-ubyte.gz and its three like (https://ossci-datasets.s3.amazonaws.com/mnist)"
 
     def files(self, cache_dir: str | Path) -> dict[str, tuple[Path, Path]]:
-        """(images, labels) of the parts train and t10k. Errors: UserError naming the first that is missing."""
+        """(images, labels) of the parts train and t10k. Raises UserError naming the first that is missing."""
         root = self.find(cache_dir)
         pairs = {part: (f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte") for part in ("train", "t10k")}
-        return {part: tuple(_file(root, name) for name in names) for part, names in pairs.items()}
+        return {part: (_file(root, images), _file(root, labels)) for part, (images, labels) in pairs.items()}
 
     def fingerprint(self, cache_dir: str | Path) -> list:
         return [content_key(path) for pair in self.files(cache_dir).values() for path in pair]
@@ -82,7 +82,7 @@ def _blocks(images: NDArray, labels: NDArray, name: str, start: int, stop: int) 
 
 
 def read_pair(images_path: Path, labels_path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """(n, H, W) pixels and (n,) labels. Errors: UserError when the files do not fit or a label is no digit."""
+    """(n, H, W) pixels and (n,) labels. Raises UserError when the files do not fit or a label is not a digit."""
     images, labels = read_idx(images_path, IMAGES), read_idx(labels_path, LABELS)
     if len(images) != len(labels):
         raise UserError(
@@ -91,14 +91,14 @@ def read_pair(images_path: Path, labels_path: Path) -> tuple[NDArray[np.uint8], 
         )
     if len(labels) and labels.max() > 9:
         row = int((labels > 9).argmax())
-        raise UserError(f"{labels_path}: label {labels[row]} at row {row} is no digit 0..9; download it again")
+        raise UserError(f"{labels_path}: label {labels[row]} at row {row} is not a digit 0..9; download it again")
     return images, labels
 
 
 def read_idx(path: Path, magic: int) -> NDArray[np.uint8]:
     """One idx file of unsigned bytes: a magic number whose last byte is the number of dimensions, sizes, bytes.
 
-    Errors: UserError naming the file when it is cut off, another kind of file, or longer or shorter than it says.
+    Raises UserError naming a file that is truncated, of another kind, or not as long as its header claims.
     """
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
@@ -109,7 +109,7 @@ def read_idx(path: Path, magic: int) -> NDArray[np.uint8]:
     header = np.frombuffer(data[: 4 * (dimensions + 1)], ">u4") if len(data) >= 4 * (dimensions + 1) else [None]
     if header[0] != magic:
         kind = "images" if magic == IMAGES else "labels"
-        raise UserError(f"{path} is no idx file of {kind}: it does not start with {magic:#010x}; download it again")
+        raise UserError(f"{path} is not an idx file of {kind}: it does not start with {magic:#010x}; download it again")
     shape = [int(size) for size in header[1:]]
     pixels = len(data) - 4 * (dimensions + 1)
     if pixels != math.prod(shape):

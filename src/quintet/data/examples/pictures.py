@@ -14,7 +14,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", "
 def read_picture(data: bytes, where: str, size: int, mode: str = "RGB") -> NDArray[np.uint8]:
     """(3, size, size), or (1, size, size) as mode L: the shorter side resized to `size`, then the middle cut out.
 
-    Errors: UserError naming `where` for bytes that are no whole picture.
+    Raises UserError naming `where` for bytes that are no whole picture.
     """
     from PIL import Image, UnidentifiedImageError
 

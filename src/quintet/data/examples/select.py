@@ -12,7 +12,7 @@ from quintet.common.errors import UserError
 def keep_classes(labels_n: NDArray, names: Sequence[str], classes: Sequence[Any] | None) -> tuple[NDArray, NDArray]:
     """(rows, labels) of the examples of these classes, in the stored order; labels are positions in `classes`.
 
-    Errors: UserError for a class that is not there or stands twice, or fewer than two.
+    Raises UserError for a class that is not there or occurs twice, or fewer than two.
     """
     if classes is None:
         return np.arange(len(labels_n)), labels_n

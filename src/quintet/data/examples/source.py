@@ -1,7 +1,7 @@
-"""What every source of labelled examples returns: one schema, written once, memory-mapped ever after."""
+"""What every source of labeled examples returns: one schema, written once and then memory-mapped."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -21,7 +21,7 @@ FORMAT = 1  # raise when the files below change
 class Block(NamedTuple):
     """Some consecutive examples of a split."""
 
-    inputs: NDArray  # (n, *input_shape), uint8 or float32 as Content.dtype says
+    inputs: NDArray  # (n, *input_shape), uint8 or float32, equal to Content.dtype
     labels: NDArray  # (n,) class 0..C-1
     names: list[str]  # of each example, for a person: its file, its row
     texts: list[str] | None = None  # of each example, if it is one: an e-mail's first words
@@ -33,7 +33,7 @@ class Content:
 
     input_shape: tuple[int, ...]  # (F,) or (C, H, W)
     classes: list[str]
-    parts: dict[str, Iterable[Block]]  # a split that is missing here is empty
+    parts: Mapping[str, Iterable[Block]]  # a split that is missing here is empty
     dtype: str = "float32"  # or uint8, stored as it is and multiplied with `scale` when a batch is made
     scale: float = 1.0
     feature_names: list[str] | None = None  # one a column, of tables
@@ -51,7 +51,7 @@ class Example(NamedTuple):
 
 @dataclass
 class ExampleSource:
-    """A labelled data set; a subclass knows its layout and nothing else: `fingerprint`, `read`, perhaps `preview`.
+    """A labeled data set; a subclass implements only how to read its files: `fingerprint`, `read`, perhaps `preview`.
 
     root: the unpacked folder, or its archive, which is unpacked into the cache.
     """
@@ -67,7 +67,7 @@ class ExampleSource:
 
         inputs: a fixed-size list of uint8 or float32; label: a ClassLabel. Sets what is only known by now:
         `input_shape`, `scale`, `feature_names`, `notes`, `folder`, and `content`, the key of what was read.
-        Errors: UserError when files are missing or broken.
+        Raises UserError when files are missing or broken.
         """
         from datasets import Dataset
 
@@ -84,12 +84,12 @@ class ExampleSource:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "root"}
 
     def find(self, cache_dir: str | Path) -> Path:
-        """The folder to read, unpacked if need be. Errors: UserError when nothing is there."""
+        """The folder to read, unpacked if need be. Raises UserError when nothing is there."""
         missing = f"no {self.name} at data.root={self.root}: put {self.put} there, or try data=digits_sample"
         return find_root(self.root, cache_dir, missing)
 
     def fingerprint(self, cache_dir: str | Path) -> list:
-        """What tells these files from changed ones, JSON values. Errors: UserError when a file is missing."""
+        """What tells these files from changed ones, JSON values. Raises UserError when a file is missing."""
         raise NotImplementedError(f"{type(self).__name__} must say which files it reads")
 
     def read(self, cache_dir: str | Path) -> Content:

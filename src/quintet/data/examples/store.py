@@ -30,7 +30,7 @@ def _table(block: Any, content: Any, schema: Any) -> Any:
 
     inputs = np.ascontiguousarray(block.inputs)
     count = len(block.labels)
-    assert inputs.dtype == content.dtype, f"the inputs are {inputs.dtype}, said to be {content.dtype}"
+    assert inputs.dtype == content.dtype, f"the inputs are {inputs.dtype}, but declared as {content.dtype}"
     assert inputs.shape == (count, *content.input_shape), f"{inputs.shape} is not {count} x {content.input_shape}"
     assert min(block.labels) >= 0 and max(block.labels) < len(content.classes), "labels are 0..C-1"
     rows = pa.FixedSizeListArray.from_arrays(pa.array(inputs.reshape(-1)), math.prod(content.input_shape))

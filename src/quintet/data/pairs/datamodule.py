@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from quintet.common.errors import UserError
 from quintet.data.batches import SequencePairBatch
-from quintet.data.pairs.order import LengthSampler
+from quintet.data.order import LengthSampler
 from quintet.data.pairs.source import SPLITS, PairSource
 from quintet.data.pairs.vocabulary import SIDES, Codec
 from quintet.data.preview import Preview
@@ -40,7 +40,7 @@ class PairDataset(Dataset):
         return self.source[row], self.target[row], row
 
     def counts(self, side: str, size: int) -> list[int]:
-        """How often each id stands in these rows (size,)."""
+        """Count of each id in these rows (size,)."""
         column, total = getattr(self, side), np.zeros(size, np.int64)
         for start in range(0, len(self.rows), 10_000):
             block = [column[int(row)] for row in self.rows[start : start + 10_000]]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from quintet.common.errors import UserError
+from quintet.data.hub import load_split
 from quintet.data.pairs.source import SPLITS, PairSource
 
 
@@ -30,15 +31,8 @@ class HubPairs(PairSource):
         return loaded
 
     def _load(self, name: str, cache_dir: Path) -> Any:
-        from datasets import load_dataset
-
-        try:
-            loaded = load_dataset(str(self.root), name=self.subset, split=name, cache_dir=str(cache_dir / "hub"))
-        except (FileNotFoundError, ValueError, ConnectionError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"data.root={self.root} (split {name}) cannot be loaded: {reason}") from error
-        if self.column not in loaded.column_names:
-            raise UserError(f"data.source.column={self.column}: {self.root} has {', '.join(loaded.column_names)}")
+        missing = f"no {self.name} at data.root={self.root}: put a Hub id, or a local copy, there"
+        loaded = load_split(str(self.root), self.subset, name, {"column": self.column}, cache_dir, missing)
         languages = list(loaded[0][self.column])
         for language in (self.source_language, self.target_language):
             if language not in languages:

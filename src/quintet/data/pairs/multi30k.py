@@ -29,6 +29,8 @@ class Multi30k(PairSource):
         for key in ("source_language", "target_language"):
             if getattr(self, key) not in found:
                 raise UserError(f"data.source.{key}={getattr(self, key)}: {folder} has {', '.join(found)}")
-        languages = (self.source_language, self.target_language)
         names = {"train": "train", "val": "val", "test": self.test}
-        return {split: [tuple(folder / f"{name}.{lang}.gz" for lang in languages)] for split, name in names.items()}
+        return {split: [self._pair(folder, name)] for split, name in names.items()}
+
+    def _pair(self, folder: Path, name: str) -> tuple[Path, Path]:
+        return folder / f"{name}.{self.source_language}.gz", folder / f"{name}.{self.target_language}.gz"

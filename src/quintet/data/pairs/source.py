@@ -36,7 +36,7 @@ class PairSource:
         """A memory-mapped `datasets.Dataset` with the text columns source and target for train, val and test.
 
         Sets `content`, a key of what was read.
-        Errors: UserError when a file is missing, cut off, not UTF-8, or has another number of lines than its twin.
+        Raises UserError when a file is missing, cut off, not UTF-8, or has another number of lines than its twin.
         """
         from datasets import Dataset
 
@@ -64,7 +64,7 @@ def _write(folder: Path, files: dict[str, list[tuple[Path, Path]]]) -> None:
 
 
 def read_pairs(source: Path, target: Path) -> Iterator[tuple[str, str]]:
-    """Line by line; errors: UserError naming both files when one is longer."""
+    """Line by line; raises UserError naming both files when one is longer."""
     for number, (left, right) in enumerate(zip_longest(read_lines(source), read_lines(target)), 1):
         if left is None or right is None:
             short, long = (source, target) if left is None else (target, source)
@@ -75,7 +75,7 @@ def read_pairs(source: Path, target: Path) -> Iterator[tuple[str, str]]:
 def read_lines(path: Path) -> Iterator[str]:
     """Lines of a UTF-8 file without their ends, .gz or plain; only \\n, \\r\\n end a line.
 
-    Errors: UserError naming the file when it is missing, cut off, damaged or not UTF-8.
+    Raises UserError naming the file when it is missing, cut off, damaged or not UTF-8.
     """
     opened = gzip.open if path.suffix == ".gz" else open
     number = 0
@@ -93,7 +93,7 @@ def read_lines(path: Path) -> Iterator[str]:
 
 
 def content_key(path: Path) -> str:
-    """What tells one version of a file from another. Errors: UserError when it is not there."""
+    """What tells one version of a file from another. Raises UserError when it is not there."""
     if not path.is_file():
         raise UserError(f"{path} is missing")
     stat = path.stat()

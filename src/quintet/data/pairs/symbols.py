@@ -24,7 +24,7 @@ FIRST = 2  # the smallest symbol
 
 @dataclass
 class Symbols(PairSource):
-    """Writes `{train,val,test}.{source,target}` (symbols as decimal numbers) under `root` at the first use."""
+    """Writes `{train,val,test}.{source,target}` (symbols as decimal numbers) under `root` on first use."""
 
     largest: int = 16000
     exponent: float = 1.0

@@ -1,6 +1,6 @@
 """Texts as token ids: byte-level subwords learnt from the training split, or the symbols of the synthetic task.
 
-A vocabulary config says how to build one `Codec` a side; ids 0..3 are padding, bos, eos and unknown in each.
+A vocabulary config builds one `Codec` for each language; ids 0..3 are padding, bos, eos and unknown in each.
 """
 
 import json
@@ -27,7 +27,7 @@ class Codec(Protocol):
 
 
 class SubwordCodec:
-    """Byte-level BPE of the `tokenizers` library: every text comes back exactly, there are no unknown words."""
+    """Byte-level BPE of the `tokenizers` library: every text is decoded exactly, and no word is unknown."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer

@@ -38,21 +38,22 @@ class WMT14(PairSource):
     def _news(self, root: Path, year: int) -> tuple[Path, Path]:
         plain, marked = f"newstest{year}.{{language}}", f"newstest{year}-{{side}}.{{language}}.sgm"
         names = [plain, marked, marked.replace("-{side}", "-deen-{side}"), marked.replace("-{side}", "-ende-{side}")]
-        pair = self._pair(root, names)
-        return tuple(_as_text(path, Path(self.cache) / "pairs") for path in pair)
+        source, target = self._pair(root, names)
+        cache = Path(self.cache) / "pairs"
+        return _as_text(source, cache), _as_text(target, cache)
 
     def find(self, cache_dir: Path) -> Path:
         self.cache = cache_dir  # where the text of the SGML files goes
         return super().find(cache_dir)
 
     def _pair(self, root: Path, names: list[str]) -> tuple[Path, Path]:
-        """The first of the names that exists in both languages; errors: UserError naming what was looked for."""
+        """The first of the names that exists in both languages; raises UserError naming what was looked for."""
         sides = (("src", self.source_language), ("ref", self.target_language))
         for folder in FOLDERS:
             for name in names:
-                pair = tuple(root / folder / name.format(side=side, language=language) for side, language in sides)
-                if all(path.is_file() for path in pair):
-                    return pair
+                source, target = (root / folder / name.format(side=side, language=language) for side, language in sides)
+                if source.is_file() and target.is_file():
+                    return source, target
         wanted = ", ".join(name.format(side="src", language=self.source_language) for name in names)
         raise UserError(f"{self.name}: none of {wanted} (and its {self.target_language} twin) in {root}: see data.root")
 
@@ -68,7 +69,7 @@ def _as_text(path: Path, cache: Path) -> Path:
 def _write_segments(path: Path, folder: Path) -> None:
     lines = list(segments(path))
     if not lines:
-        raise UserError(f"{path} has no <seg> lines: it is no WMT test set")
+        raise UserError(f"{path} has no <seg> lines: it is not a WMT test set")
     (folder / path.with_suffix(".txt").name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 

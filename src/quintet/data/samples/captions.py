@@ -57,11 +57,11 @@ def draw_scene(random: np.random.Generator) -> tuple[list[Shape], str]:
 
 
 def render(shapes: Sequence[Shape], place: str, random: np.random.Generator) -> NDArray[np.uint8]:
-    """(H, W, 3); the shapes lie a little off their places."""
+    """(H, W, 3); the shapes are moved a little from their places."""
     image_hwc = ground(random)
     middles = PLACES[place] if len(shapes) == 2 else ((48, 64),)
-    for shape, middle in zip(shapes, middles, strict=True):
-        middle = np.array(middle) + random.uniform(-4, 4, 2)
+    for shape, place_yx in zip(shapes, middles, strict=True):
+        middle = np.array(place_yx) + random.uniform(-4, 4, 2)
         radius = random.uniform(*RADII[shape.size])
         inside_hw, _ = outline(SHAPES[shape.kind], middle, radius, random.uniform(-0.2, 0.2))
         image_hwc[inside_hw] = COLOURS[shape.colour] + random.normal(0, 8, (int(inside_hw.sum()), 1))
@@ -111,7 +111,7 @@ def _annotations(entries: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 @dataclass
 class SampleCaptions(COCO):
-    """Writes the files under `root` at the first use, then reads them as COCO's."""
+    """Writes the files under `root` on first use, then reads them as COCO's."""
 
     num_train: int = 200
     num_val: int = 40

@@ -29,7 +29,7 @@ def write_clips_sample(folder: Path, num_notes: int = 8, seconds: float = 1.0, s
 
 @dataclass
 class SampleClips(Clips):
-    """Writes the notes under `root` at the first use, then reads them as any folder of clips."""
+    """Writes the notes under `root` on first use, then reads them as any folder of clips."""
 
     num_notes: int = 8
     seconds: float = 1.0

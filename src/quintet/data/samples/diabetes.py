@@ -63,7 +63,7 @@ def write_diabetes_sample(folder: Path, num_rows: int = 1000) -> None:
 
 @dataclass
 class SampleDiabetes(Diabetes):
-    """Writes the csv under `root` at the first use, then reads it as the official one."""
+    """Writes the csv under `root` on first use, then reads it as the official one."""
 
     num_train: int = 400
     num_rows: int = 1000

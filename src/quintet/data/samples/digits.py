@@ -45,7 +45,7 @@ def _write_idx(path: Path, magic: int, array: np.ndarray) -> None:
 
 @dataclass
 class SampleDigits(Mnist):
-    """Writes the files under `root` at the first use, then reads them as the official ones.
+    """Writes the files under `root` on first use, then reads them as the official ones.
 
     image_size: 8 as they are, or larger for networks that need it.
     """

@@ -50,7 +50,7 @@ def write_enron_sample(folder: Path, num_ham: int = 70, num_spam: int = 30) -> N
 
 @dataclass
 class SampleEnron(Enron):
-    """Writes the e-mails under `root` at the first use, then reads them as the official ones."""
+    """Writes the e-mails under `root` on first use, then reads them as the official ones."""
 
     num_ham: int = 70
     num_spam: int = 30

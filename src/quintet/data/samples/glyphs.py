@@ -83,7 +83,7 @@ def warp(key: tuple[int, int]) -> tuple[float, ...]:
 
 @dataclass
 class SampleGlyphs(Omniglot):
-    """Writes the zips under `root` at the first use, then reads them as the official ones."""
+    """Writes the zips under `root` on first use, then reads them as the official ones."""
 
     characters: int = 16
     drawers: int = 20

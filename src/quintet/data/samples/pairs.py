@@ -35,7 +35,8 @@ def sentence_pair(rng: random.Random) -> tuple[str, str]:
     subject, target = _phrase(rng, NOMINATIVE), _phrase(rng, ACCUSATIVE)
     verb = _draw(rng, VERBS)
     place = _draw(rng, PLACES) if rng.random() < 0.6 else ("", "")
-    return tuple(_sentence(subject[side], verb[side], target[side], place[side]) for side in (0, 1))
+    english, german = (_sentence(subject[side], verb[side], target[side], place[side]) for side in (0, 1))
+    return english, german
 
 
 def _phrase(rng: random.Random, articles: dict[str, tuple[str, str]]) -> tuple[str, str]:
@@ -70,7 +71,7 @@ def write_pairs_sample(folder: Path, num_train: int = 600, num_val: int = 60, nu
 
 @dataclass
 class SamplePairs(Multi30k):
-    """Writes the sentences under `root` at the first use, then reads them as the official files."""
+    """Writes the sentences under `root` on first use, then reads them as the official files."""
 
     num_train: int = 600
     num_val: int = 60

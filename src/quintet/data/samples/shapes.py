@@ -77,7 +77,7 @@ def outline(kind: int, middle: NDArray, radius: float, turn: float) -> tuple[NDA
 
 @dataclass
 class SampleShapes(VOC):
-    """Writes the files under `root` at the first use, then reads them as VOC's."""
+    """Writes the files under `root` on first use, then reads them as VOC's."""
 
     num_train: int = 28
     num_val: int = 12

@@ -8,7 +8,7 @@ from quintet.data.audio.timit import TIMIT
 from quintet.data.samples.voice import utterance
 from quintet.data.store import build_once, digest
 
-# real speaker codes, so that the development and core test speakers are recognised
+# real speaker codes, so that the development and core test speakers are recognized
 SPEAKERS = {"TRAIN": ("FCJF0", "MDAC0", "FDAW0"), "TEST": ("FAKS0", "FELC0")}
 
 
@@ -32,7 +32,7 @@ def write_timit_sample(folder: Path, num_utterances: int = 4, seconds: float = 1
 
 @dataclass
 class SampleTIMIT(TIMIT):
-    """Writes the corpus under `root` at the first use, then reads it as the official one."""
+    """Writes the corpus under `root` on first use, then reads it as the official one."""
 
     num_utterances: int = 4
     seconds: float = 1.5

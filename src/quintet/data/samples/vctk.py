@@ -44,7 +44,7 @@ def _write_label(path: Path, segments: list[Segment], sample_rate: int) -> None:
 
 @dataclass
 class SampleVCTK(VCTK):
-    """Writes the corpus under `root` at the first use, then reads it as the official one."""
+    """Writes the corpus under `root` on first use, then reads it as the official one."""
 
     num_speakers: int = 4
     num_utterances: int = 12

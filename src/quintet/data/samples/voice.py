@@ -42,7 +42,8 @@ def utterance(voice: int, seed: int, seconds: float, sample_rate: int) -> tuple[
 
 
 def _segments(rng: np.random.Generator, length: int, sample_rate: int) -> list[Segment]:
-    edges, phones = [0], []
+    edges = [0]
+    phones: list[str] = []
     sounding = [phone for phone in PHONES if phone != "pau"]
     while edges[-1] < length:
         first_or_some = len(phones) == 0 or rng.random() < 0.1

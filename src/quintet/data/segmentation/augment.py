@@ -29,7 +29,7 @@ class Augmentation:
     def __call__(self, view: View, epoch: int, index: int) -> View:
         random = np.random.default_rng((self.seed, epoch, index))
         if self.scales:
-            view = rescaled(view, self.scales[random.integers(len(self.scales))])
+            view = rescaled(view, self.scales[int(random.integers(len(self.scales)))])
         height, width = view[1].shape
         rows, columns = min(height, self.crop), min(width, self.crop)
         top, left = random.integers(height - rows + 1), random.integers(width - columns + 1)

@@ -9,7 +9,7 @@ from quintet.data.segmentation.labels import IGNORED, LabelMap
 from quintet.data.segmentation.layout import Item
 from quintet.data.segmentation.source import SPLITS, SegmentationSource
 
-IDS = 34  # 0..33 stand in the files; -1, the licence plate, is never drawn
+IDS = 34  # 0..33 occur in the files; -1, the license plate, is never drawn
 SCORED = {
     7: "road", 8: "sidewalk", 11: "building", 12: "wall", 13: "fence", 17: "pole", 19: "traffic light",
     20: "traffic sign", 21: "vegetation", 22: "terrain", 23: "sky", 24: "person", 25: "rider", 26: "car", 27: "truck",

@@ -76,7 +76,7 @@ class PascalContext(SegmentationSource):
 
 
 def read_names(path: Path) -> dict[int, str]:
-    """`2: aeroplane` a line -> {2: "aeroplane"}. Errors: UserError for a line that is none."""
+    """`2: aeroplane` a line -> {2: "aeroplane"}. Raises UserError for a line that is none."""
     names = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         number, colon, name = line.partition(":")

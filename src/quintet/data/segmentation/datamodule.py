@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader
 from quintet.common.errors import UserError
 from quintet.data.batches import SegmentationBatch
 from quintet.data.examples.select import draw
+from quintet.data.order import ViewSampler
 from quintet.data.preview import Preview
-from quintet.data.resumable import ResumableDataModule, ResumableLoader, ViewSampler
+from quintet.data.resumable import ResumableDataModule, ResumableLoader
 from quintet.data.segmentation.augment import Augmentation
 from quintet.data.segmentation.dataset import SegmentationDataset, as_is, grid_size
 from quintet.data.segmentation.labels import IGNORED, colour_picture
@@ -100,17 +101,18 @@ class SegmentationDataModule(ResumableDataModule):
         self._tell_absent_classes()
 
     def _tell_absent_classes(self) -> None:
-        """What no training mask shows cannot be learnt; often the numbers in the masks mean something else."""
+        """Warn of classes in no training mask: often the numbers in the masks have another meaning."""
         column = self._files["train"].data.column("classes").combine_chunks()
         seen = set(column.flatten().unique().to_pylist())
         absent = [name for c, name in enumerate(self.source.labels.classes) if c not in seen]
         if absent:
-            told = f"no training mask shows {', '.join(absent)} ({IGNORED} in a mask is never scored)"
-            log.warning("%s at %s: %s", self.source.name, self.source.root, told)
+            reason = f"no training mask shows {', '.join(absent)} ({IGNORED} in a mask is never scored)"
+            log.warning("%s at %s: %s", self.source.name, self.source.root, reason)
 
     def _largest(self, split: str) -> tuple[int, int]:
         table = self._files[split].data
-        return tuple(max(table.column(side).to_numpy(), default=1) for side in ("height", "width"))
+        height, width = (max(table.column(side).to_numpy(), default=1) for side in ("height", "width"))
+        return height, width
 
     def _refuse_larger(self, split: str) -> None:
         height, width = self._largest(split)
@@ -154,7 +156,7 @@ class SegmentationDataModule(ResumableDataModule):
         """These images as they are evaluated; with eval_size=null padded to the largest of the split.
 
         Not to the largest of the batch: the loss of an image would depend on its company there.
-        Errors: UserError for an index that the split does not have.
+        Raises UserError for an index that the split does not have.
         """
         dataset = self._evaluated(split)
         self._refuse_larger(split)

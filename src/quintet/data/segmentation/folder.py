@@ -15,9 +15,9 @@ from quintet.data.segmentation.source import SPLITS, SegmentationSource
 
 @dataclass
 class SegmentationFolder(SegmentationSource):
-    """A picture and a mask of the same name (`mask_suffix` apart), one number or one known colour a class.
+    """A picture and a mask of the same name (`mask_suffix` apart), one number or one known color for each class.
 
-    classes: names of the numbers 0, 1, ... images, masks: folders below root, `{split}` in them stands for train, val
+    classes: names of the numbers 0, 1, ... images, masks: folders below root, with `{split}` for train, val
     and test: CamVid is images={split}, masks={split}annot. Without `{split}` the lists train.txt, val.txt and test.txt
     in root say which is which. colours: [red, green, blue] of each class, for masks that are colour pictures.
     ignored: numbers that are not scored, besides 255. zero_is_ignored: 1 is the first class, 0 is not scored.

@@ -1,4 +1,4 @@
-"""Pictures and masks as arrays: which number, or which colour, in a mask file is which class."""
+"""Pictures and masks as arrays: the class of each number, or each color, in a mask file."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -56,7 +56,7 @@ class LabelMap:
     @property
     def all_grey(self) -> bool:
         """Whether the colours are grey levels."""
-        return bool(self.colours) and all(len(set(colour)) == 1 for colour in self.colours.values())
+        return bool(self.colours) and all(len(set(colour)) == 1 for colour in (self.colours or {}).values())
 
 
 def plain_map(classes: Sequence[str], colours: Mapping[int, Sequence[int]] | None = None) -> LabelMap:
@@ -65,7 +65,7 @@ def plain_map(classes: Sequence[str], colours: Mapping[int, Sequence[int]] | Non
 
 
 def open_picture(path: Path | str, kind: str = "image", data: bytes | None = None) -> Any:
-    """A loaded PIL picture, of `data` if that is given. Errors: UserError naming a file that is no whole picture."""
+    """A loaded PIL picture, of `data` if that is given. Raises UserError naming a file that is not a complete image."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -85,7 +85,7 @@ def read_rgb(path: Path) -> NDArray[np.uint8]:
 
 
 def as_rgb(picture: Any, path: Path) -> Any:
-    """An open picture in RGB. Errors: UserError for one whose numbers are no colours."""
+    """An open picture in RGB. Raises UserError for one whose numbers are not colors."""
     try:
         return to_rgb(picture)
     except ValueError as error:
@@ -93,9 +93,9 @@ def as_rgb(picture: Any, path: Path) -> Any:
 
 
 def read_labels(path: Path, labels: LabelMap) -> NDArray[np.uint8]:
-    """(H, W) classes and 255 of one mask: index or palette PNG, colour picture, or .mat.
+    """(H, W) classes and 255 of one mask: index or palette PNG, color image, or .mat.
 
-    Errors: UserError naming the file, and the smallest number or first colour that is no class.
+    Raises UserError naming the file, and the smallest number or first color that is not a class.
     """
     values_hw = read_mat(path) if path.suffix == ".mat" else _read_values(path, labels)
     if values_hw.dtype.kind == "f" and np.isnan(values_hw).any():
@@ -106,7 +106,7 @@ def read_labels(path: Path, labels: LabelMap) -> NDArray[np.uint8]:
     if wrong:
         row, column = np.argwhere(values_hw == wrong[0])[0]
         raise UserError(
-            f"mask {path}: label {wrong[0]} at row {row}, column {column} is no class; legal are"
+            f"mask {path}: label {wrong[0]} at row {row}, column {column} is not a class; legal are"
             f" {ranges(labels.values)} ({len(labels.classes)} classes, {IGNORED} = ignored)"
         )
     class_of = np.zeros(max(labels.values) + 1, np.uint8)
@@ -165,8 +165,8 @@ def _from_colours(rgb_hwc: NDArray, labels: LabelMap, path: Path) -> NDArray:
     if labels.colours is None:
         advice = "give the colour of every class in data.source.colours, or save the numbers of the classes"
     else:
-        advice = f"its colour {colour} is none of the {len(labels.classes)} classes'; save the numbers of the classes"
-    raise UserError(f"mask {path} is a colour picture: {advice} in a PNG with one channel")
+        advice = f"its color {colour} is none of the {len(labels.classes)} classes'; save the numbers of the classes"
+    raise UserError(f"mask {path} is a color image: {advice} in a PNG with one channel")
 
 
 def ranges(numbers: Mapping[int, int]) -> str:

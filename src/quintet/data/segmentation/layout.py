@@ -38,7 +38,7 @@ def locate(root: Path, name: str, prefer: str = "", file: bool = False) -> Path 
 def read_list(path: Path, key: str) -> list[str]:
     """Names of the images: lines like `2007_000032`, or `/JPEGImages/2007_000032.jpg /SegmentationClassAug/...png`.
 
-    Errors: UserError naming `key` and the lists that there are.
+    Raises UserError naming `key` and the lists that there are.
     """
     if not path.is_file():
         there = sorted(p.stem for p in path.parent.glob("*.txt"))
@@ -52,7 +52,7 @@ def read_list(path: Path, key: str) -> list[str]:
 
 def pair(names: Iterable[str], where: Path, images: Path, masks: Path, image_suffix: str, mask_suffix: str,
          may_lack_masks: bool = False) -> list[Item]:  # fmt: skip
-    """The files of `names`, which the file `where` lists. Errors: UserError for those that are missing."""
+    """The files of `names`, which the file `where` lists. Raises UserError for those that are missing."""
     names = list(names)
     missing(where, names, images, image_suffix, "image")
     have = _listing(masks)
@@ -63,7 +63,7 @@ def pair(names: Iterable[str], where: Path, images: Path, masks: Path, image_suf
 
 
 def missing(where: Path, names: list[str], folder: Path, suffix: str, kind: str) -> None:
-    """Errors: UserError with the first name that has no file, and how many there are."""
+    """Raises UserError with the first name that has no file, and how many there are."""
     have = _listing(folder)
     lost = [name for name in names if name + suffix not in have]
     if lost:

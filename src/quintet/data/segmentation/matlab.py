@@ -21,9 +21,9 @@ PART_NUMBER = {name: number for number, names in PERSON_PARTS.items() for name i
 
 
 def read_mat(path: Path) -> NDArray:
-    """(H, W) numbers; which of the three sets it is is told by the variable inside.
+    """(H, W) numbers; the name of the variable in the file tells which of the three sets it belongs to.
 
-    Errors: UserError naming a file that is missing, broken or of another set.
+    Raises UserError naming a file that is missing, broken or of another set.
     """
     from scipy.io import loadmat
 
@@ -55,7 +55,7 @@ def person_parts(annotation: Any) -> NDArray[np.uint8]:
     for item in objects:
         if getattr(item, "class") != "person":
             continue
-        # the head holds hair, eyes and mouth; of different parts the one that comes later lies on top
+        # the head holds hair, eyes and mouth; of different parts the later one hides the earlier one
         for part in np.atleast_1d(item.parts):
             if part.part_name in PART_NUMBER:
                 parts_hw[np.atleast_2d(part.mask) > 0] = PART_NUMBER[part.part_name]

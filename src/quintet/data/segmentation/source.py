@@ -33,10 +33,10 @@ class SegmentationSource:
     name: ClassVar[str] = "images and masks"  # in messages
     put: ClassVar[str] = "the folder"  # what belongs at root
     version: ClassVar[int] = 1  # raise when `items` or `label_map` give others for the same files
-    year: ClassVar[str] = ""  # of the VOC devkit that is meant, where several lie side by side
+    year: ClassVar[str] = ""  # of the VOC devkit that is meant, if there are several
 
     def items(self, cache_dir: Path) -> dict[str, list[Item]]:
-        """The files of each split. Errors: UserError for what is missing."""
+        """The files of each split. Raises UserError for what is missing."""
         raise NotImplementedError(f"{type(self).__name__} must say which files it has")
 
     def label_map(self, cache_dir: Path) -> LabelMap:
@@ -45,11 +45,11 @@ class SegmentationSource:
 
     def splits(self, cache_dir: str | Path) -> dict[str, Any]:
         """A `datasets.Dataset` for train, val and test with the columns image, mask (paths), name, height, width and
-        the classes labelled in it.
+        the labeled classes in it.
 
         Images stay in their files and are decoded when they are asked for. All are decoded once before that, so that
         training does not end at a broken one; the result is kept for as long as no file changes.
-        Sets `labels`. Errors: UserError, one line, for the first file that is missing or wrong.
+        Sets `labels`. Raises UserError, one line, for the first file that is missing or wrong.
         """
         from datasets import Dataset
 
@@ -73,7 +73,7 @@ class SegmentationSource:
     def find(self, cache_dir: Path, folder: str, *archives: str) -> Path:
         """The folder of that name at `root`, inside it, or in an archive in it that fits a pattern of `archives`.
 
-        Errors: UserError when it is nowhere.
+        Raises UserError when it is nowhere.
         """
         missing = f"no {self.name} at data.root={self.root}: put {self.put} there, or try data=shapes_sample"
         root = find_root(self.root, cache_dir, missing)
@@ -90,11 +90,11 @@ class SegmentationSource:
 
         once = unique(items)
         log.info("%s: checking %d images and their masks, once", self.name, len(once))
-        data_info = dict(zip(once, _in_threads(once, self.labels), strict=True))
+        label_columns = dict(zip(once, _in_threads(once, self.labels), strict=True))
         features = {name: Value("string") for name in ("image", "mask", "name")}
         features |= {"height": Value("int32"), "width": Value("int32"), "classes": List(Value("uint8"))}
         for split in SPLITS:
-            rows = (_row(item, data_info[item]) for item in items.get(split, ()))
+            rows = (_row(item, label_columns[item]) for item in items.get(split, ()))
             write_rows(folder / f"{split}.arrow", features, rows)
 
 
@@ -103,9 +103,9 @@ def unique(items: dict[str, list[Item]]) -> list[Item]:
     return list(dict.fromkeys(item for split in SPLITS for item in items.get(split, ())))
 
 
-def _row(item: Item, data_info: dict[str, Any]) -> dict[str, Any]:
+def _row(item: Item, label_columns: dict[str, Any]) -> dict[str, Any]:
     mask = None if item.mask is None else str(item.mask)
-    return {"image": str(item.image), "mask": mask, "name": item.name, **data_info}
+    return {"image": str(item.image), "mask": mask, "name": item.name, **label_columns}
 
 
 def _in_threads(items: Iterable[Item], labels: LabelMap) -> Iterator[dict[str, Any]]:
@@ -118,9 +118,9 @@ def _in_threads(items: Iterable[Item], labels: LabelMap) -> Iterator[dict[str, A
 
 
 def check(item: Item, labels: LabelMap) -> dict[str, Any]:
-    """Height, width and the classes labelled.
+    """Height, width and the labeled classes.
 
-    Errors: UserError for a broken file, levels that are no colours, a label that is no class, or sizes that differ.
+    Raises UserError for a broken file, levels that are not colors, a label that is not a class, or sizes that differ.
     """
     picture = open_picture(item.image)
     if picture.mode in ("I", "F"):  # the others are colours, whatever they hold

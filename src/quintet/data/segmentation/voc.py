@@ -22,7 +22,7 @@ class VOC(SegmentationSource):
 
     train, val, test: names of lists in ImageSets/Segmentation. The paper's tables of "val" are this test split.
     masks: SegmentationClass, or SegmentationClassAug which has those of `train: trainaug` (10,582 images).
-    sbd: where SBD lies (benchmark.tgz or its folder); its .mat masks then serve `train: trainaug` without that folder.
+    sbd: location of SBD (benchmark.tgz or its folder); its .mat masks then serve `train: trainaug` without that folder.
     """
 
     train: str = "train"

@@ -127,7 +127,7 @@ def test_names_do_not_collide(tmp_path, rgb):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no picture with one of the endings"):
         find_pictures([str(tmp_path / "empty")])
-    with pytest.raises(UserError, match="there is no such picture or folder"):
+    with pytest.raises(UserError, match="there is no such image or folder"):
         find_pictures([str(tmp_path / "nowhere")])
 
 

@@ -322,7 +322,7 @@ def test_settings_are_checked(make, message):
         (WordNeighbours(words=["zebra"]), "'zebra', which is not in the run's vocabulary"),
         (Transfer(), "protocol.data is null"),
         (Transfer(data="enron"), "protocol.data=enron has no captions"),
-        (Caption(inputs="/nowhere.jpg"), "there is no such picture or folder"),
+        (Caption(inputs="/nowhere.jpg"), "there is no such image or folder"),
         (CaptionMetrics(beam_sizes=[10_000]), "beam_size=10000 must be at most"),
     ],
 )

@@ -18,7 +18,7 @@ HTS_CONTEXT = re.compile(r"^(?P<ll>[^\^]+)\^(?P<l>[^-]+)-(?P<c>[^+]+)\+(?P<r>[^=
 class Phone(NamedTuple):
     start: float  # seconds
     stop: float
-    context: tuple[str, str, str, str, str]  # LL, L, C, R, RR
+    context: tuple[str, ...]  # LL, L, C, R, RR
 
     @property
     def name(self) -> str:
@@ -28,7 +28,7 @@ class Phone(NamedTuple):
 def read_hts(path: Path, offset: float = 0.0) -> list[Phone]:
     """`start end LL^L-C+R=RR@...`, times in units of 100 ns; `offset` seconds are subtracted from them.
 
-    Errors: UserError naming file and row.
+    Raises UserError naming file and row.
     """
     phones = []
     for row, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
@@ -40,7 +40,7 @@ def read_hts(path: Path, offset: float = 0.0) -> list[Phone]:
             raise UserError(
                 f"{path} row {row}: expected `start end LL^L-C+R=RR@...` as HTS writes it, got {line[:60]!r}"
             )
-        names = tuple(normalise(context[key]) for key in ("ll", "l", "c", "r", "rr"))
+        names = tuple(normalize(context[key]) for key in ("ll", "l", "c", "r", "rr"))
         phones.append(Phone(int(fields[0]) * 1e-7 - offset, int(fields[1]) * 1e-7 - offset, names))
     return _in_order(phones, path)
 
@@ -57,7 +57,7 @@ def read_textgrid(path: Path, tier: str = "phones") -> list[Phone]:
     number = r"(-?[\d.]+(?:[eE][-+]?\d+)?)"
     interval = re.compile(rf'intervals \[\d+\]:\s*xmin = {number}\s*xmax = {number}\s*text = "((?:[^"]|"")*)"')
     rows = interval.findall(tiers[names.index(tier)])
-    return _in_order(with_context([(float(a), float(b), normalise(c)) for a, b, c in rows]), path)
+    return _in_order(with_context([(float(a), float(b), normalize(c)) for a, b, c in rows]), path)
 
 
 def read_phn(path: Path, sample_rate: int = 16000) -> list[Phone]:
@@ -77,7 +77,7 @@ def with_context(rows: list[tuple[float, float, str]]) -> list[Phone]:
     return [Phone(start, stop, tuple(names[i : i + 5])) for i, (start, stop, _) in enumerate(rows)]
 
 
-def normalise(name: str) -> str:
+def normalize(name: str) -> str:
     name = name.lower().rstrip("012")
     return "pau" if name in ("", "sp", "sil", "<eps>") else name
 

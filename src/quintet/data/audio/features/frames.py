@@ -1,4 +1,4 @@
-"""What frame extractors share: label files, the cache beside the decoded audio, and counting what has no labels."""
+"""Shared by frame extractors: label files, the cache of frames, and the count of utterances without labels."""
 
 import json
 import logging
@@ -42,7 +42,7 @@ class FrameExtractor:
         )
 
     def build(self, folder: Path, recordings: Sequence[Recording], sample_rate: int, cache_dir: Path) -> Path:
-        """Compute all frames once, in the order of the store at `folder`; returns where they lie."""
+        """Compute all frames once, in the order of the store at `folder`; returns their path."""
         labels = self.label_files(recordings, cache_dir)
         return build_once(
             self._target(folder, labels, sample_rate),
@@ -68,7 +68,7 @@ class FrameExtractor:
         (target / "meta.json").write_text(json.dumps({"dropped": dropped}))
 
     def open(self, folder: Path, recordings: Sequence[Recording], sample_rate: int, cache_dir: Path) -> ListColumn:
-        """The frames, memory-mapped; says how many utterances have none and are left out."""
+        """The frames, memory-mapped; logs how many utterances without frames are left out."""
         target = self.build(folder, recordings, sample_rate, cache_dir)
         dropped = json.loads((target / "meta.json").read_text())["dropped"]
         if dropped:
@@ -81,7 +81,7 @@ class FrameExtractor:
 
 
 def hop_of(frame_rate: float, sample_rate: int, key: str = "data.features.frame_rate") -> int:
-    """Samples per frame. Errors: UserError unless it is a whole number."""
+    """Samples per frame. Raises UserError unless it is a whole number."""
     hop = sample_rate / frame_rate
     if hop < 1 or hop != int(hop):
         raise UserError(f"{key}={frame_rate} does not divide data.sample_rate={sample_rate} into whole samples")
@@ -96,7 +96,7 @@ def num_frames(num_samples: int, hop: int) -> int:
 def match_labels(
     recordings: Sequence[Recording], found: dict[str, Path], on_missing: str, where: str
 ) -> dict[str, Path]:
-    """Label file by utterance id. Errors: UserError naming the first utterance without, unless on_missing=skip."""
+    """Label file by utterance id. Raises UserError naming the first utterance without, unless on_missing=skip."""
     if on_missing not in ("error", "skip"):
         raise UserError(f"on_missing={on_missing}: choose error or skip")
     without = [recording.id for recording in recordings if recording.id not in found]

@@ -102,7 +102,7 @@ class TextGridLabels(LinguisticFeatures):
 
 
 def label_folder(root: str | None, name: str, recordings: Sequence[Recording], cache_dir: Path) -> Path:
-    """`root`, or the folder `name` beside the audio. Errors: UserError if there is none."""
+    """`root`, or the folder `name` beside the audio. Raises UserError if there is none."""
     missing = f"no label files at {root}: put the folder or archive of {name} files there, or set the labels' root"
     if root is not None:
         return find_root(root, cache_dir, missing)
@@ -115,7 +115,7 @@ def label_folder(root: str | None, name: str, recordings: Sequence[Recording], c
 
 
 def phone_frames(phones: list[Phone], times: list[float], inventory: Sequence[str], label: str) -> NDArray:
-    """(frames, 5 * phones + 2) float32. Errors: UserError for a phone that is not in the inventory."""
+    """(frames, 5 * phones + 2) float32. Raises UserError for a phone that is not in the inventory."""
     index = {name: place for place, name in enumerate(inventory)}
     unknown = {name for phone in phones for name in phone.context} - set(index) - {BEYOND}
     if unknown:

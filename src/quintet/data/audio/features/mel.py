@@ -17,7 +17,7 @@ class MelSpectrogram(FrameExtractor):
     """(log10(max(mel, 1e-5)) + 5) / 5 of the amplitude mel spectrogram: 0 is silence.
 
     frame_rate in Hz (200 = every 5 ms); n_fft: window in samples; f_min, f_max in Hz (null: half the sample rate).
-    Frame f is centred on the middle of the hop samples it conditions.
+    Frame f is centered on the middle of the hop samples it conditions.
     """
 
     n_mels: int = 80
