@@ -58,10 +58,10 @@ def test_generate_is_reproducible_and_continues_a_prompt(trained, tones, tmp_pat
 def test_prompt_of_another_rate_is_refused_unless_resampling_is_asked_for(tmp_path):
     path = tmp_path / "slow.wav"
     soundfile.write(path, np.zeros(800), 8000)
-    with pytest.raises(UserError, match=r"8000 Hz, the model 16000 Hz: add protocol\.resample=true"):
+    with pytest.raises(UserError, match=r"8000 Hz, but the model 16000 Hz: add protocol\.resample=true"):
         read_wav(str(path), 16000, False, "protocol.prompt")
     assert len(read_wav(str(path), 16000, True, "protocol.prompt")) == 1600
-    with pytest.raises(UserError, match="there is no such file"):
+    with pytest.raises(UserError, match="no such file"):
         read_wav(str(tmp_path / "none.wav"), 16000, False, "protocol.prompt")
     (tmp_path / "broken.wav").write_bytes(b"RIFF")
     with pytest.raises(UserError, match="cannot be read as audio"):
@@ -71,10 +71,10 @@ def test_prompt_of_another_rate_is_refused_unless_resampling_is_asked_for(tmp_pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"speaker": "p999"}, "protocol.speaker=p999 is unknown to this model: it knows low, high"),
+        ({"speaker": "p999"}, "protocol.speaker=p999 is unknown to this model: choose of low, high"),
         ({"tags": ["piano"]}, "this model has no tags"),
         ({"condition_on": "x.wav"}, "no local conditioning"),
-        ({"prompt": "missing.wav"}, "there is no such file"),
+        ({"prompt": "missing.wav"}, "no such file"),
     ],
 )
 def test_generate_refuses_what_the_model_cannot_do(trained, tones, tmp_path, options, message):

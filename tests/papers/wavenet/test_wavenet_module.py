@@ -12,7 +12,7 @@ from quintet.common.checkpoints import check_data_info
 from quintet.common.errors import UserError
 from quintet.common.optim import OptimizerConfig, lr_factor
 from quintet.data.batches import AudioBatch
-from quintet.metrics.audio import SampleNats
+from quintet.metrics.audio import MeanNLL
 from quintet.papers.wavenet.module import WaveNetModule
 from quintet.papers.wavenet.phones import edit_distance, fold_phones, phone_error_rate
 
@@ -82,7 +82,7 @@ def test_uniform_model_costs_eight_bits():
 
 
 def test_metrics_weight_samples_not_batches_and_split_speakers():
-    metric = SampleNats(2)
+    metric = MeanNLL(2)
     metric.update(torch.tensor([10.0, 4.0]), torch.tensor([5, 1]), torch.tensor([0, 1]))
     metric.update(torch.tensor([2.0]), torch.tensor([4]), torch.tensor([0]))
     total, per_speaker = metric.compute()

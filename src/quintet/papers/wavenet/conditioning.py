@@ -1,6 +1,6 @@
-"""What the samples are conditioned on: global (equation 2), local (equation 3) and a context stack (section 2.6).
+"""Conditioning: global and local (section 2.5, equation 3) and a context stack (section 2.6).
 
-Legend: b batch, k blocks, g 2 * gate channels, f features, t time in samples, n number of tags.
+Shapes: b batch, k blocks, g 2 * gate channels, f features, t time in samples, n number of tags.
 """
 
 import itertools
@@ -41,7 +41,7 @@ class GlobalConditioning(nn.Module):
 
 
 class RepeatUpsampling(nn.Module):
-    """Holds every frame for `hop` samples: the paper's "slightly worse" alternative (section 2.5)."""
+    """Repeats every frame `hop` times: the paper's "slightly worse" alternative (section 2.5)."""
 
     def __init__(self, features: int, hop: int):
         super().__init__()
@@ -52,7 +52,7 @@ class RepeatUpsampling(nn.Module):
 
 
 class TransposedUpsampling(nn.Module):
-    """Learned transposed convolutions, stride by stride up to `hop`; frame f stays centred on its own samples."""
+    """Learned transposed convolutions, stride by stride up to `hop`; frame f stays centered on its own samples."""
 
     def __init__(self, features: int, hop: int, channels: int):
         super().__init__()
@@ -94,7 +94,7 @@ class ContextStack(nn.Module):
     """A smaller WaveNet over mean-pooled audio that locally conditions the main one (section 2.6).
 
     Block m covers samples m*pool .. m*pool+pool-1, counted from the window's start. Its output conditions block
-    m+1, so that no sample is seen before its time.
+    m+1, so that no output depends on later samples.
     """
 
     def __init__(self, num_classes, *, layers_per_stack, stacks, kernel_size, residual_channels, pool, channels):
@@ -131,5 +131,5 @@ class ContextStack(nn.Module):
 
 def _given(value: Tensor | None, name: str, size: int) -> Tensor:
     if value is None:
-        raise UserError(f"wavenet: the network is conditioned on {name} ({size} of them), but the call gave none")
+        raise UserError(f"wavenet: the network is conditioned on {name} (size {size}), but {name} is missing")
     return value

@@ -1,6 +1,7 @@
-"""Causal convolutions, the gated residual block and the dilated stack (WaveNet, sections 2.1, 2.3, 2.4).
+"""Causal convolutions, the gated residual block and the dilated stack (WaveNet, sections 2.1, 2.3 and 2.4).
 
-Legend: b batch, q classes, r residual, g gate, s skip channels, c conditioning channels, t time in samples.
+Letters in names give the dimensions: b batch, r residual channels, g filter and gate channels (2 x gate_channels),
+z gate channels, s skip channels, c conditioning channels, k blocks, t time in samples.
 """
 
 import math
@@ -11,32 +12,45 @@ from torch import Tensor, nn
 
 
 class FrontConvolution(nn.Module):
-    """Causal convolution over one-hot classes, as a table look-up per tap (section 2.1).
+    """The first causal convolution, whose input is one-hot classes (section 2.1), as one table look-up per tap.
 
-    What lies before the window is silence, class Q // 2: an all-zero one-hot is no valid input.
+    Before the window there is silence, class Q // 2; an all-zero one-hot vector would be no class at all.
     """
 
     def __init__(self, num_classes: int, channels: int, kernel_size: int):
         super().__init__()
         self.kernel_size, self.silence = kernel_size, num_classes // 2
-        # One row per (tap, class); unit variance at the output, since a one-hot selects one row per tap.
+        # One row per (tap, class). A one-hot selects one row per tap, so this scale gives outputs of unit variance.
         self.weight = nn.Parameter(torch.randn(kernel_size, num_classes, channels) / math.sqrt(kernel_size))
 
     def forward(self, classes_bt: Tensor) -> Tensor:
-        """classes (B, T) int64 -> (B, R, T)."""
+        """Classes (B, T) int64 -> (B, R, T)."""
         padded = F.pad(classes_bt, (self.kernel_size - 1, 0), value=self.silence)
         length = classes_bt.size(1)
-        x_btr = sum(F.embedding(padded[:, tap : tap + length], w) for tap, w in enumerate(self.weight))
+        x_btr = F.embedding(padded[:, :length], self.weight[0])
+        for tap in range(1, self.kernel_size):
+            x_btr = x_btr + F.embedding(padded[:, tap : tap + length], self.weight[tap])
         return x_btr.transpose(1, 2)
 
 
-class ResidualBlock(nn.Module):
-    """z = tanh(Wf*x + Vf h) * sigmoid(Wg*x + Vg h), equations 2 and 3, and the 1x1 back to the residual.
+def gated_activation(a_bgt: Tensor) -> Tensor:
+    """z = tanh(filter) * sigmoid(gate), equation 2; filter and gate are the two halves of dimension 1."""
+    filter_bzt, gate_bzt = a_bgt.chunk(2, dim=1)
+    return torch.tanh(filter_bzt) * torch.sigmoid(gate_bzt)
 
-    Filter and gate are one convolution. The last block of a stack has no residual 1x1: nothing would read it.
+
+class ResidualBlock(nn.Module):
+    """One dilated layer: equations 2 and 3, then the 1x1 convolution back to the residual channels (section 2.4).
+
+        z = tanh(W_f * x + V_f h) * sigmoid(W_g * x + V_g h)
+
+    `filter_gate` holds W_f and W_g, `condition` V_f and V_g of local conditioning. Global conditioning comes as a bias
+    (see `GlobalConditioning`). The last block of a stack has no residual convolution, since nothing would read it.
     """
 
-    def __init__(self, residual, gate, kernel_size, dilation, condition, *, last: bool, scale: bool):
+    def __init__(
+        self, residual: int, gate: int, kernel_size: int, dilation: int, condition: int, *, last: bool, scale: bool
+    ):
         super().__init__()
         self.dilation, self.reach = dilation, (kernel_size - 1) * dilation
         self.filter_gate = nn.Conv1d(residual, 2 * gate, kernel_size, dilation=dilation)
@@ -44,45 +58,47 @@ class ResidualBlock(nn.Module):
         self.residual = None if last else nn.Conv1d(gate, residual, 1)
         self.scale = math.sqrt(0.5) if scale else 1.0
 
-    def forward(self, x_btr: Tensor, length: int, bias_b1g: Tensor | None, condition_btc: Tensor | None):
-        """The last `length` steps of (next residual or None, z), channels last."""
-        a_btg = dilated(self.filter_gate, x_btr, length)
-        if bias_b1g is not None:
-            a_btg = a_btg + bias_b1g
+    def forward(
+        self, x_brt: Tensor, length: int, bias_bg: Tensor | None, condition_bct: Tensor | None
+    ) -> tuple[Tensor | None, Tensor]:
+        """The last `length` steps of the next block's input (None for the last block) and of z (B, Z, length)."""
+        a_bgt = self.filter_gate(causal_window(x_brt, length, self.reach))
+        if bias_bg is not None:
+            a_bgt = a_bgt + bias_bg[..., None]
         if self.condition is not None:
-            a_btg = a_btg + pointwise(self.condition, condition_btc[:, -length:])
-        filter_btg, gate_btg = a_btg.chunk(2, dim=-1)
-        z_btg = torch.tanh(filter_btg) * torch.sigmoid(gate_btg)
+            assert condition_bct is not None
+            a_bgt = a_bgt + self.condition(condition_bct[..., -length:])
+        z_bzt = gated_activation(a_bgt)
         if self.residual is None:
-            return None, z_btg
-        x_btr = x_btr[:, -length:] + pointwise(self.residual, z_btg)
-        return (x_btr if self.scale == 1.0 else x_btr * self.scale), z_btg
+            return None, z_bzt
+        return (x_brt[..., -length:] + self.residual(z_bzt)) * self.scale, z_bzt
 
 
-def pointwise(conv: nn.Conv1d, x_btc: Tensor) -> Tensor:
-    """A 1x1 convolution as the matrix product it is, channels last."""
-    return F.linear(x_btc, conv.weight[..., 0], conv.bias)
-
-
-def dilated(conv: nn.Conv1d, x_btc: Tensor, length: int) -> Tensor:
-    """The last `length` outputs of a causal dilated convolution, channels last: one product over the stacked taps.
-
-    On a CPU conv1d's backward is slow when dilated; this was faster in one trial on a loaded machine, no benchmark yet.
-    """
-    taps, step = conv.kernel_size[0], conv.dilation[0]
-    missing = length + (taps - 1) * step - x_btc.size(1)
-    x_btc = F.pad(x_btc, (0, 0, missing, 0)) if missing > 0 else x_btc[:, -missing:]
-    stacked = torch.cat([x_btc[:, tap * step : tap * step + length] for tap in range(taps)], dim=-1)
-    return F.linear(stacked, conv.weight.transpose(1, 2).flatten(1), conv.bias)
+def causal_window(x_brt: Tensor, length: int, reach: int) -> Tensor:
+    """The last `length + reach` steps of x, filled with zeros on the left where x is shorter."""
+    missing = length + reach - x_brt.size(-1)
+    return F.pad(x_brt, (missing, 0)) if missing > 0 else x_brt[..., -missing:]
 
 
 class DilatedStack(nn.Module):
     """`stacks` times dilations 1, 2, 4, ... 2^(layers_per_stack-1), and the sum of the skip connections.
 
-    The skip 1x1s of all blocks are ONE 1x1 over the concatenated z (the same function, one large product).
+    The skip 1x1 convolutions of all blocks are one 1x1 convolution over the concatenated z: the same function, computed
+    as one large product.
     """
 
-    def __init__(self, *, layers_per_stack, stacks, kernel_size, residual, gate, skip, condition=0, scale=False):
+    def __init__(
+        self,
+        *,
+        layers_per_stack: int,
+        stacks: int,
+        kernel_size: int,
+        residual: int,
+        gate: int,
+        skip: int,
+        condition: int = 0,
+        scale: bool = False,
+    ):
         super().__init__()
         self.dilations = [2**layer for _ in range(stacks) for layer in range(layers_per_stack)]
         self.kernel_size, final = kernel_size, len(self.dilations) - 1
@@ -94,13 +110,13 @@ class DilatedStack(nn.Module):
 
     @property
     def reach(self) -> int:
-        """How many steps before the present the stack looks back: (k - 1) * sum of dilations."""
-        return sum(block.reach for block in self.blocks)
+        """Number of past steps that one output depends on: (kernel_size - 1) * sum of dilations."""
+        return (self.kernel_size - 1) * sum(self.dilations)
 
     @property
     def condition_reach(self) -> int:
-        """The same for its conditioning input, which the first block reads without a delay."""
-        return self.reach - self.blocks[0].reach
+        """The same for the conditioning input, which the first block reads without a delay."""
+        return self.reach - (self.kernel_size - 1) * self.dilations[0]
 
     def forward(
         self,
@@ -112,17 +128,15 @@ class DilatedStack(nn.Module):
     ) -> Tensor:
         """Skip sum (B, S, last); each block computes only the steps that the `last` outputs depend on.
 
-        `inputs` collects the input of every block, from which fast generation fills its queues.
+        The input of every block is appended to `inputs`: fast generation fills its queues from it.
         """
         total = x_brt.size(-1)
         last, reach, z_list = last or total, self.reach, []
-        x_btr = x_brt.transpose(1, 2)
-        condition_btc = None if condition_bct is None else condition_bct.transpose(1, 2)
         for i, block in enumerate(self.blocks):
             if inputs is not None:
-                inputs.append(x_btr.transpose(1, 2))
+                inputs.append(x_brt)
             reach -= block.reach
-            bias_b1g = None if biases_bkg is None else biases_bkg[:, i, None, :]
-            x_btr, z_btg = block(x_btr, min(total, last + reach), bias_b1g, condition_btc)
-            z_list.append(z_btg[:, -last:])
-        return pointwise(self.skip, torch.cat(z_list, dim=-1)).transpose(1, 2)
+            bias_bg = None if biases_bkg is None else biases_bkg[:, i]
+            x_brt, z_bzt = block(x_brt, min(total, last + reach), bias_bg, condition_bct)
+            z_list.append(z_bzt[..., -last:])
+        return self.skip(torch.cat(z_list, dim=1))

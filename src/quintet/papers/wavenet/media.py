@@ -1,4 +1,4 @@
-"""What to listen to and look at: 16-bit .wav files, and waveform + spectrogram pictures."""
+"""Generated audio: 16-bit .wav files, and plots of waveform and spectrogram."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from quintet.common.errors import UserError
 from quintet.data.audio import mulaw
 
 
-def synthesise(module, num_samples: int, **arguments) -> np.ndarray:
+def synthesize(module, num_samples: int, **arguments) -> np.ndarray:
     """Generate with the module's network: float waveforms (B, num_samples) in [-1, 1]."""
     from quintet.papers.wavenet.generate import generate
 
@@ -25,7 +25,7 @@ def to_float(classes: Tensor, num_classes: int) -> np.ndarray:
 
 
 def speaker_argument(module, name: str | None, count: int = 1) -> Tensor | None:
-    """Speaker indices (count,) for a known name, None for a model without speakers; no name means the first one."""
+    """Speaker indices (count,) of a name (default: the first speaker); None for a model without speakers."""
     speakers = module.data_info["speakers"] if "speaker" in module.conditions else []
     if not speakers:
         if name is not None:
@@ -33,12 +33,12 @@ def speaker_argument(module, name: str | None, count: int = 1) -> Tensor | None:
         return None
     name = speakers[0] if name is None else str(name)
     if name not in speakers:
-        raise UserError(f"protocol.speaker={name} is unknown to this model: it knows {', '.join(speakers)}")
+        raise UserError(f"protocol.speaker={name} is unknown to this model: choose of {', '.join(speakers)}")
     return torch.full((count,), speakers.index(name))
 
 
 def utterance_arguments(module, item: dict, num_samples: int) -> dict[str, Tensor]:
-    """The conditioning of one held-out utterance (`datamodule.utterance`) for the network, batch of one."""
+    """Conditioning arguments of the network for one utterance (`datamodule.utterance`), as a batch of one."""
     given = {}
     if "speaker" in module.conditions and module.data_info["speakers"]:
         given["speaker_b"] = torch.tensor([int(item["speaker"])])
@@ -50,11 +50,13 @@ def utterance_arguments(module, item: dict, num_samples: int) -> dict[str, Tenso
 
 
 def local_argument(module, local_ft: np.ndarray, num_samples: int) -> Tensor:
-    """Local features (1, F, frames) for exactly ceil(num_samples / hop) frames; the last one is held if short."""
+    """Local features (1, F, frames) for exactly ceil(num_samples / hop) frames; missing ones repeat the last."""
     local = torch.as_tensor(np.asarray(local_ft), dtype=torch.float32)
     channels, frames = module.data_info["local_channels"], -(-num_samples // module.data_info["hop_length"])
     if local.shape[0] != channels:
-        raise UserError(f"local features have {local.shape[0]} channels, the model was built for {channels}")
+        raise UserError(
+            f"local features have {local.shape[0]} channels, but the model has {channels}: check data.features"
+        )
     missing = max(0, frames - local.shape[1])
     return torch.cat([local[:, :frames], local[:, -1:].expand(-1, missing)], 1)[None]
 
@@ -136,7 +138,7 @@ def make_media(module, datamodule, out_dir: Path, seconds: float, count: int) ->
     rate, paths = module.data_info["sample_rate"], []
     for number, item in enumerate(spread(datamodule, "val", count)):
         samples = duration_in_samples(module, item, round(seconds * rate))
-        wave_t = synthesise(module, samples, seed=number, **utterance_arguments(module, item, samples))[0]
+        wave_t = synthesize(module, samples, seed=number, **utterance_arguments(module, item, samples))[0]
         reference_t = reference(item)[:samples]
         who = speaker_name(module, item)
         stem = re.sub(r"[^\w.-]", "_", f"{number}_{who}")

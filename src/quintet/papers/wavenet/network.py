@@ -1,10 +1,11 @@
-"""WaveNet (van den Oord et al. 2016, arXiv 1609.03499), pure torch.
+"""WaveNet (van den Oord et al. 2016, arXiv 1609.03499) in plain PyTorch.
 
-Legend: b batch, q classes, t time in samples, s skip channels, c conditioning channels, p phones, f frames.
+Shapes: b batch, q classes, t time in samples, s skip channels, c conditioning channels, p phones, f frames.
 """
 
 import inspect
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from quintet.papers.wavenet.recognition import RecognitionHead
 
 @dataclass(frozen=True)
 class WaveNetConfig:
-    """Hyper-parameters; the paper gives none of the channel counts. `gate_channels` is the width of z."""
+    """Hyperparameters. The paper gives no channel counts. `gate_channels` is the number of channels of z."""
 
     layers_per_stack: int = 10
     stacks: int = 3
@@ -38,12 +39,14 @@ class WaveNetConfig:
     local_channels_hidden: int = 64  # width of the transposed convolutions
     residual_scaling: bool = False  # sqrt(.5) after every residual sum; not in the paper
     weight_norm: bool = False  # not in the paper
-    context_stack: dict | None = None  # {layers_per_stack, stacks, kernel_size, residual_channels, pool, channels}
-    recognition: dict | None = None  # {channels, layers, frame: 160}
+    context_stack: dict[str, Any] | None = (
+        None  # {layers_per_stack, stacks, kernel_size, residual_channels, pool, channels}
+    )
+    recognition: dict[str, Any] | None = None  # {channels, layers, frame: 160}
 
 
 class WaveNet(nn.Module):
-    """p(x_t | x_<t, h) as logits over classes; the logits at input index j belong to sample j + 1."""
+    """p(x_t | x_1, ..., x_t-1, h) as logits over classes; logits at input index j are those of sample j + 1."""
 
     def __init__(
         self,
@@ -90,14 +93,14 @@ class WaveNet(nn.Module):
 
     @property
     def receptive_field(self) -> int:
-        """Input samples, the newest included, that one output depends on; the context stack's at its longest."""
+        """Number of input samples that one output depends on at most, the newest and the context stack's included."""
         own = self.config.front_kernel_size + self.stack.reach
         if self.context is None:
             return own
         return max(own, self.stack.condition_reach + self.context.receptive_field)
 
     def condition(self, classes_bt: Tensor, local_bft: Tensor | None) -> Tensor | None:
-        """What enters every block's conditioning 1x1: upsampled features and context, (B, C, T) or None."""
+        """Input of every block's conditioning 1x1: upsampled features and context, (B, C, T); None without any."""
         parts = []
         if self.upsampling is not None:
             parts.append(self.upsampled(local_bft, classes_bt.size(1)))
@@ -108,7 +111,7 @@ class WaveNet(nn.Module):
     def upsampled(self, local_bft: Tensor | None, length: int) -> Tensor:
         """Local features at audio rate, cropped to `length` samples (frame f starts at sample f * hop)."""
         if local_bft is None:
-            raise UserError("wavenet: the network is locally conditioned, but the call gave no `local` features")
+            raise UserError("wavenet: the network is locally conditioned, but `local` features are missing")
         if local_bft.size(-1) * self.hop_length < length:
             raise UserError(
                 f"wavenet: {local_bft.size(-1)} local frames of {self.hop_length} samples do not cover {length} "
@@ -132,11 +135,11 @@ class WaveNet(nn.Module):
         local_bft: Tensor | None = None,
         last: int | None = None,
     ) -> Tensor:
-        """Logits (B, Q, T), or those of the `last` positions only, which costs less."""
+        """Logits (B, Q, T), or (B, Q, last) of the `last` positions only, which costs less."""
         return self.head(self.skips(classes_bt, speaker_b, tags_bn, local_bft, last))
 
     def forward_with_phones(self, classes_bt, speaker_b=None, tags_bn=None, local_bft=None, last=None):
-        """(logits (B, Q, T), phone logits (B, P, T // frame)); the frames are counted from the window's end."""
+        """(logits (B, Q, T), phone logits (B, P, T // frame)); frames are counted from the end of the window."""
         skips_bst = self.skips(classes_bt, speaker_b, tags_bn, local_bft, last)
         return self.head(skips_bst), self._phones(skips_bst)
 

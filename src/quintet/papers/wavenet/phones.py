@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from quintet.data.audio.phones import TIMIT_61_TO_39
 
-# Lee & Hon (1989) as the TIMIT source has it, and the silences of the Montreal Forced Aligner.
+# The 39 classes of Lee & Hon (1989) as in the TIMIT source, and the silence labels of the Montreal Forced Aligner.
 FOLD = TIMIT_61_TO_39 | dict.fromkeys(("sp", "spn", ""), "sil")
 
 

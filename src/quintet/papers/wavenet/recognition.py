@@ -1,4 +1,4 @@
-"""The phone recogniser on top of the dilated stack (WaveNet, section 3.4)."""
+"""The phone recognizer on top of the dilated stack (WaveNet, section 3.4)."""
 
 import itertools
 

@@ -16,7 +16,7 @@ def split(
     module: WaveNetModule, names: Sequence[str]
 ) -> tuple[LastLayer, Callable[[AudioBatch], LastLayerBatch]] | None:
     """The head's last convolution, where no second loss is added to that of the next sample."""
-    if module.recognises or not are_all_of(module, names, f"network.head.{LAST}"):
+    if module.recognizes or not are_all_of(module, names, f"network.head.{LAST}"):
         return None
     return LastLayer(module, f"network.head.{LAST}"), partial(before_last, module)
 

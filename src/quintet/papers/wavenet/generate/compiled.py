@@ -1,6 +1,7 @@
-"""The CPU back-end: weights packed for the vector registers, time loops compiled by Numba (cached between calls).
+"""The CPU back-end: packs the weights for vector registers and calls the loops over time compiled by Numba.
 
-One stream runs on two threads that share its work; several streams are divided over the cores.
+One stream runs on two threads that share its work (`kernels.lead` and `follow`); several streams are divided over the
+cores (`kernels.solo`). Compiled code is cached on disk.
 """
 
 from collections import namedtuple
@@ -23,7 +24,7 @@ Shared = namedtuple("Shared", "past z skip hidden logits")
 
 
 class NumbaBackend:
-    """float32 throughout; about 1e-6 from the parallel forward."""
+    """float32 throughout; logits differ from the parallel forward by about 1e-6."""
 
     def __init__(self, plan: Plan, threads: int | None = None):
         self.net, self.classes_bt = _net(plan.network), plan.classes_bt.numpy()
@@ -32,7 +33,7 @@ class NumbaBackend:
         self.threads = threads or torch.get_num_threads()
 
     def run(self, start, stop, bias_btkg: Tensor, uniforms_bn: Tensor, temperature: float, keep_logits: bool):
-        """Write samples start+1 .. stop into the plan's classes; logits (B, T, Q) if kept."""
+        """See `Backend.run`."""
         biases = self._bias(bias_btkg)
         streams, uniforms = len(self.classes_bt), np.ascontiguousarray(uniforms_bn.numpy())
         logits = np.zeros((streams, (stop - start) * keep_logits, self.net.classes), np.float32)
@@ -92,7 +93,7 @@ def _net(network) -> Net:
     skip = np.stack([_padded(w, z_width, skips) for w in skip_kzs])
     head, out = (network.head[i].weight[..., 0].t() for i in (1, 3))
     head, out = _padded(head, skips, heads), _padded(out, heads, outs)
-    # The chain costs the leading thread gates and residuals, the other the delayed taps: skips make up the difference.
+    # The leading thread computes gates and residuals, the other one the delayed taps: the skips even out the load.
     split, head_split, out_split = _share(skips, 0.375), _share(heads, 0.5), _share(outs, 0.5)
     lengths = np.array([max(b.reach, 1) for b in stack.blocks])
     return Net(
@@ -123,7 +124,7 @@ def _net(network) -> Net:
 
 
 def _queue(net: Net, plan: Plan) -> np.ndarray:
-    """(B, sum of ring lengths, R): the input at time t of block k lies at bases[k] + t % lengths[k]."""
+    """Ring buffers (B, sum of lengths, R): block k's input at time t is at row bases[k] + t % lengths[k]."""
     streams, _, time = plan.block_inputs[0].shape
     queue = _aligned(streams, int(net.lengths.sum()), net.front.shape[2])
     for x_brt, base, length in zip(plan.block_inputs, net.bases, net.lengths, strict=True):
@@ -141,7 +142,7 @@ def _share(width: int, part: float) -> int:
 
 
 def _gate_columns(channels: int) -> np.ndarray:
-    """Where the filter and gate channels lie among the padded ones."""
+    """Columns of the filter and gate channels among the padded ones."""
     return np.concatenate([np.arange(channels), _up(channels) + np.arange(channels)])
 
 

@@ -8,7 +8,7 @@ from quintet.papers.wavenet.generate.plan import Plan
 
 
 class CudaGraphBackend(EagerBackend):
-    """Launches one graph a sample instead of some two hundred kernels; all state lives in fixed device buffers."""
+    """Launches one graph per sample instead of about 200 kernels; all state is in device buffers at fixed addresses."""
 
     def __init__(self, plan: Plan):
         super().__init__(plan)
@@ -16,7 +16,9 @@ class CudaGraphBackend(EagerBackend):
         self.window_bj = plan.classes_bt[:, plan.start + 1 - recent : plan.start + 1].clone()
         self.bias_kbg = plan.constant_bkg.transpose(0, 1).clone()
         self.uniform_b = torch.zeros(batch, dtype=torch.float64, device=plan.device)
-        self.graph, self.temperature, self.logits_bq = None, None, None
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.temperature: float | None = None
+        self.logits_bq: Tensor | None = None
 
     def run(self, start, stop, bias_btkg: Tensor, uniforms_bn: Tensor, temperature: float, keep_logits: bool):
         """As in `EagerBackend.run`; the graph is captured at the first call."""
@@ -40,7 +42,7 @@ class CudaGraphBackend(EagerBackend):
         return logits_bq
 
     def _capture(self, temperature: float) -> None:
-        """Warm up on a side stream, as capture demands, then undo what the warm-up did to the state."""
+        """Warm up on a side stream, as capturing requires, then restore the state from before the warm-up."""
         state = (self.stack.queue, self.stack.time, self.window_bj)
         saved = [tensor.clone() for tensor in state]
         side = torch.cuda.Stream()

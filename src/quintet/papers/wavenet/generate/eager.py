@@ -1,4 +1,4 @@
-"""The plain torch back-end: any device, any batch, the reference for the other two."""
+"""The back-end in plain PyTorch: any device, any batch size, the reference for the other two."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from quintet.papers.wavenet.generate.queues import QueuedStack
 
 
 class EagerBackend:
-    """Queues in torch tensors, one Python step a sample."""
+    """Queues in torch tensors, one Python step per sample."""
 
     def __init__(self, plan: Plan):
         self.classes_bt, network = plan.classes_bt, plan.network
@@ -17,7 +17,7 @@ class EagerBackend:
         self.head = [(c.bias, c.weight[..., 0].t()) for c in (network.head[1], network.head[3])]
 
     def run(self, start, stop, bias_btkg: Tensor, uniforms_bn: Tensor, temperature: float, keep_logits: bool):
-        """Write samples start+1 .. stop into the plan's classes; logits (B, T, Q) if kept."""
+        """See `Backend.run`."""
         biases_tkbg, kept = bias_btkg.permute(1, 2, 0, 3), []
         recent = self.front_jqr.size(0) - 1
         for n in range(stop - start):
@@ -38,7 +38,7 @@ class EagerBackend:
 
 
 def draw(logits_bq: Tensor, uniforms_b: Tensor, temperature: float) -> Tensor:
-    """Inverse of the distribution function at a uniform number per stream; temperature 0 is the most likely class."""
+    """Classes (B,): the inverse cumulative distribution at one uniform number a stream; argmax for temperature 0."""
     if temperature == 0:
         return logits_bq.argmax(1)
     cumulative_bq = torch.softmax(logits_bq.double() / temperature, dim=1).cumsum(1)

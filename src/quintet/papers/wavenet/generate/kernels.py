@@ -1,6 +1,6 @@
-"""The compiled time loops: `solo`, one thread for some streams, and `lead` with `follow`, two threads for one stream.
+"""Compiled loops over time: `solo`, one thread for some streams; `lead` and `follow`, two threads for one stream.
 
-All widths are padded to multiples of LANES with zeros. Legend: b stream, k block, g = [filter | gate], z gate channels.
+All widths are padded to multiples of LANES with zeros. Shapes: b stream, k block, g = [filter | gate], z gate channels.
 """
 
 import numpy as np
@@ -10,13 +10,13 @@ from quintet.papers.wavenet.generate.vector import clamp, multiply, nearest, pow
 
 # No reassociation and no value-changing flags: sums keep their order, so that back-ends draw the same samples.
 _FAST = {"contract", "nsz", "arcp", "nnan", "ninf"}
-# Flags lie a cache line apart.
+# Indices of the flags, one cache line apart.
 BLOCKS_DONE, PAST_READY, HEAD_LEAD, HEAD_FOLLOW = 0, 16, 32, 48
 
 
 @njit(fastmath=_FAST, error_model="numpy", cache=True, nogil=True, inline="always")
 def _exp(x):
-    """e^x in float32 for |x| <= 87, relative error 2e-7; without a branch, so that loops over it vectorise."""
+    """e^x in float32 for |x| <= 87, relative error 2e-7; free of branches, so that loops over it vectorize."""
     n = nearest(x * np.float32(1.4426950408889634))
     r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
     p = np.float32(1.9875691500e-4)
@@ -31,7 +31,7 @@ def _exp(x):
 
 @njit(fastmath=_FAST, error_model="numpy", cache=True, nogil=True)
 def gate(a_g, z_z):
-    """z = tanh(filter) * sigmoid(gate), with one division; absolute error below 1e-6."""
+    """`layers.gated_activation` with one division; absolute error below 1e-6."""
     width = z_z.size
     filter_z, gate_z = a_g[:width], a_g[width:]
     for i in range(width):
@@ -42,7 +42,7 @@ def gate(a_g, z_z):
 
 @njit(fastmath=_FAST, error_model="numpy", cache=True, nogil=True)
 def draw(logits_q, uniform, temperature, weights_q):
-    """Inverse of the distribution function, as `eager.draw`."""
+    """As `eager.draw`."""
     top = np.argmax(logits_q)
     if temperature == 0:
         return top
@@ -62,7 +62,7 @@ def draw(logits_q, uniform, temperature, weights_q):
 
 @njit(error_model="numpy", cache=True, nogil=True)
 def copy(out, x):
-    """out[:] = x, which Numba would guard against overlap at a cost that shows here."""
+    """out[:] = x without Numba's costly check for overlap."""
     for i in range(out.size):
         out[i] = x[i]
 
@@ -124,7 +124,7 @@ def rescale(x, scale):
 
 @njit(error_model="numpy", cache=True, nogil=True)
 def solo(net, queue, classes_bt, start, stop, bias_btkg, uniforms_bn, temperature, logits_bnq):
-    """Input times [start, stop) of all given streams, on this thread; two streams share each read of the weights."""
+    """Input times [start, stop) of all given streams on this thread; two streams share each read of the weights."""
     streams, blocks, width = classes_bt.shape[0], net.now.shape[0], queue.shape[2]
     x_br = np.zeros((streams, width), np.float32)
     a_bg = np.zeros((streams, bias_btkg.shape[3]), np.float32)
@@ -177,7 +177,7 @@ def solo(net, queue, classes_bt, start, stop, bias_btkg, uniforms_bn, temperatur
 
 @njit(error_model="numpy", cache=True, nogil=True)
 def lead(net, shared, flags, queue, classes_bt, start, stop, bias_btkg, uniforms_bn, temperature, logits_bnq):
-    """The chain that cannot wait: newest taps, gates, residuals, the draw; and its share of the skips and the head."""
+    """The sequential part: newest taps, gates, residuals and the draw; and a part of the skips and the head."""
     blocks = net.now.shape[0]
     x_br = np.zeros((1, queue.shape[2]), np.float32)
     weights_q = np.zeros(net.classes, np.float32)
@@ -217,7 +217,7 @@ def lead(net, shared, flags, queue, classes_bt, start, stop, bias_btkg, uniforms
 
 @njit(error_model="numpy", cache=True, nogil=True)
 def past_of(net, shared, flags, queue, time, start, k, bias_btkg):
-    """The delayed taps of block k for `time`, ready before the leading thread gets there."""
+    """Compute the delayed taps of block k for `time` before the leading thread needs them."""
     n = time - start
     copy(shared.past[k, 0], bias_btkg[0, min(n, bias_btkg.shape[1] - 1), k])
     add_past(net, k, time, shared.past[k], queue, 1)
@@ -226,7 +226,7 @@ def past_of(net, shared, flags, queue, time, start, k, bias_btkg):
 
 @njit(error_model="numpy", cache=True, nogil=True)
 def follow(net, shared, flags, queue, start, stop, bias_btkg):
-    """All that is off the chain: the other skips and half of the head now, the delayed taps of the NEXT time step."""
+    """The rest: the other skips and half of the head, and the delayed taps of the next time step."""
     blocks = net.now.shape[0]
     skip_bs, hidden_bh = shared.skip[:, net.split :], shared.hidden[:, net.head_split :]
     logits_bq = shared.logits[:, net.out_split :]
@@ -236,7 +236,7 @@ def follow(net, shared, flags, queue, start, stop, bias_btkg):
         n, ready, last = time - start, 0, time + 1 == stop
         copy(skip_bs[0], net.skip_bias[net.split :])
         for k in range(blocks):
-            # Work ahead while block k is not there yet; block `ready` has left its input in the queue.
+            # Work ahead until block k is done; the input of block `ready` is already in the queue.
             while not last and ready < k and not reached(flags, BLOCKS_DONE, n * blocks + k + 1):
                 past_of(net, shared, flags, queue, time + 1, start, ready, bias_btkg)
                 ready += 1

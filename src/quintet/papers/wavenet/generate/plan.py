@@ -1,6 +1,6 @@
-"""What every back-end needs before the first sample: primed queues and the conditioning, block by block.
+"""What every back-end needs before the first sample: the inputs of every block so far, and the conditioning.
 
-Legend: b batch, t time, k blocks of the stack, g 2 * gate channels, r residual, c conditioning channels.
+Shapes: b batch, t time, k blocks of the stack, g 2 * gate channels, r residual, c conditioning channels.
 """
 
 from collections.abc import Iterator
@@ -13,13 +13,13 @@ from quintet.papers.wavenet.conditioning import ContextStack
 from quintet.papers.wavenet.generate.queues import QueuedStack
 from quintet.papers.wavenet.network import WaveNet
 
-SPAN = 2000  # samples between two looks at Python: keeps Ctrl-C alive and the conditioning of a span small
+SPAN = 2000  # samples per call of a back-end: keeps Ctrl-C responsive and the memory for conditioning small
 
 
 class Plan:
-    """The history (silence, prompt, room for the samples), the inputs of every block so far, and the biases.
+    """The classes (silence, prompt, space for the samples), the inputs of every block so far, and the biases.
 
-    Input t produces sample t + 1; the first input to step is `start`, the last class of the prompt.
+    Input time t gives sample t + 1. The first input time is `start`, that of the last class of the prompt.
     """
 
     def __init__(self, network: WaveNet, classes_bt: Tensor, start: int, block_inputs: list[Tensor]):
@@ -31,7 +31,7 @@ class Plan:
             self.project_kgc = torch.stack([block.condition.weight[..., 0] for block in stack.blocks])
 
     def spans(self) -> Iterator[tuple[int, int]]:
-        """[start, stop) of input times; none crosses a block border of the context stack."""
+        """Ranges [start, stop) of input times; none crosses a border between two pooled blocks of the context stack."""
         end, step = self.classes_bt.size(1) - 1, self.context.pool if self.context is not None else SPAN
         start = self.start
         while start < end:
@@ -40,7 +40,7 @@ class Plan:
             start = stop
 
     def bias(self, start: int, stop: int) -> Tensor:
-        """What to add before the gates at input times [start, stop): (B, T or 1, K, G)."""
+        """What is added to the convolution before the gates, at input times [start, stop): (B, T or 1, K, G)."""
         parts = [] if self.local_bct is None else [self.local_bct[..., start:stop]]
         if self.context is not None:
             parts.append(self.context.at(start, self.classes_bt)[..., None].expand(-1, -1, stop - start))
@@ -50,7 +50,7 @@ class Plan:
 
 
 def make_plan(network, num_samples, batch_size, speaker_b, tags_bn, local_bft, prompt_bt) -> Plan:
-    """Prime by ONE parallel forward over silence and prompt, which leaves the inputs of every block."""
+    """The plan after one parallel forward over silence and prompt, which gives the inputs of every block."""
     device = next(network.parameters()).device
     hop = network.hop_length if network.upsampling is not None else 1
     silence = -(-(network.receptive_field + 1) // hop) * hop
@@ -74,7 +74,7 @@ def make_plan(network, num_samples, batch_size, speaker_b, tags_bn, local_bft, p
 
 
 class ContextStream:
-    """The context stack, one pooled block at a time."""
+    """The context stack, advanced by one pooled block at a time."""
 
     def __init__(self, context: ContextStack, classes_bt: Tensor):
         self.context, self.pool = context, context.pool
@@ -85,7 +85,7 @@ class ContextStream:
         self.bias_kbg = torch.stack([block.filter_gate.bias for block in context.stack.blocks])[:, None]
 
     def at(self, time: int, classes_bt: Tensor) -> Tensor:
-        """What conditions the pooled block that holds input `time`: (B, channels)."""
+        """The context (B, channels) for the pooled block that contains input time `time`."""
         while self.done < time // self.pool:
             block = classes_bt[:, self.done * self.pool : (self.done + 1) * self.pool]
             x_br = self.context.pooled(block)[..., 0]

@@ -1,19 +1,19 @@
-"""A dilated stack that advances one step at a time, in torch, on any device.
+"""A dilated stack that advances one time step per call, in PyTorch, on any device.
 
-Legend: b batch, k blocks, j past taps, r residual, g 2 * gate channels, z gate channels, s skip channels.
+Shapes: b batch, k blocks, j past taps, r residual, g 2 * gate channels, z gate channels, s skip channels.
 """
 
 import torch
 from torch import Tensor
 
-from quintet.papers.wavenet.layers import DilatedStack
+from quintet.papers.wavenet.layers import DilatedStack, gated_activation
 
 
 class QueuedStack:
-    """Rings of the last (kernel - 1) * dilation inputs of every block.
+    """Ring buffers of the last (kernel_size - 1) * dilation inputs of every block.
 
-    All reads come first, as one gather and one batched product; then the blocks in turn; then one write. Time is a
-    tensor on the device, so that a CUDA graph can replay the same step.
+    A step reads all buffers with one gather and one batched product, computes the blocks in order and writes with one
+    index_copy. Time is a tensor on the device, so that a CUDA graph can replay the same step.
     """
 
     def __init__(self, stack: DilatedStack, inputs: list[Tensor]):
@@ -47,8 +47,7 @@ class QueuedStack:
         inputs, z_list = [], []
         for k, now_rg in enumerate(self.now_rg):
             inputs.append(x_br)
-            filter_bz, gate_bz = torch.addmm(a_kbg[k], x_br, now_rg).chunk(2, dim=1)
-            z_list.append(torch.tanh(filter_bz) * torch.sigmoid(gate_bz))
+            z_list.append(gated_activation(torch.addmm(a_kbg[k], x_br, now_rg)))
             if k < len(self.residual):
                 bias_r, weight_zr = self.residual[k]
                 x_br = x_br + torch.addmm(bias_r, z_list[-1], weight_zr)

@@ -1,14 +1,19 @@
-"""What the compiled back-end needs below NumPy: tiles of vector registers, atomic flags, a float's bits.
+"""LLVM code for the compiled back-end: tiles of vector registers, atomic flags, the bits of a float.
 
-Numba alone keeps the sums of a matrix-vector product in memory; here they stay in registers, which is what makes the
-product as fast as the weights can be read.
+Numba alone keeps the sums of a matrix-vector product in memory. Here they stay in registers, so that the product is as
+fast as the weights can be read.
 """
+
+from typing import Any
 
 import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import float32, int32, int64, intp, njit, types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic as _intrinsic
+
+# Calls of an intrinsic leave out its first argument, Numba's typing context, which type checkers do not know.
+intrinsic: Any = _intrinsic
 
 LANES = 16  # floats in one AVX-512 register; a narrower machine splits it
 # Registers that one tile of sums takes: AVX2 has half of the registers, and each is half as wide.
@@ -80,7 +85,10 @@ _two8, _two4, _two2, _two1 = (_tile(v, 2) for v in (8, 4, 2, 1))
 
 @njit(inline="never", cache=True, nogil=True)
 def multiply(out, out_stride, w, x, x_stride, n_in, n_out, streams):
-    """out[s, :n_out] += x[s, :n_in] @ w, w packed by `pack`; byte addresses and strides, n_out a multiple of LANES."""
+    """out[s, :n_out] += x[s, :n_in] @ w with w packed by `compiled._pack`.
+
+    Addresses and strides are in bytes, n_out is a multiple of LANES.
+    """
     s = 0
     while s < streams:
         left, tile_out, tile_w = n_out, out, w
@@ -154,7 +162,7 @@ def power_of_two(typingctx, n):
 
 @intrinsic
 def clamp(typingctx, x, limit):
-    """x kept within -limit..limit, as a select: `min` and `max` branch on NaN and stop a loop from vectorising."""
+    """x clipped to -limit..limit, as a select: `min` and `max` branch on NaN and stop a loop from vectorising."""
 
     def codegen(context, builder, signature, args):
         x, limit = args
@@ -170,19 +178,19 @@ _yield_core = types.ExternalFunction("sched_yield", int32())
 
 @njit(cache=True, nogil=True)
 def publish(flags, index, value):
-    """Make everything written so far visible, then raise the flag."""
+    """Set the flag after everything written so far is visible to the other thread."""
     _store_flag(flags.ctypes.data + 8 * index, value)
 
 
 @njit(cache=True, nogil=True)
 def reached(flags, index, value):
-    """Whether the other thread has raised this flag to `value`."""
+    """Whether the other thread has set this flag to at least `value`."""
     return _load_flag(flags.ctypes.data + 8 * index) >= value
 
 
 @njit(cache=True, nogil=True)
 def wait(flags, index, value):
-    """Spin until it has; after a few us let other processes have the core."""
+    """Spin until the flag is reached; yield the core to other processes every few microseconds."""
     spins = 0
     while not reached(flags, index, value):
         spins += 1

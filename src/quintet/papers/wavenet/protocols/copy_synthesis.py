@@ -1,4 +1,4 @@
-"""Copy synthesis: held-out utterances' own local features back to audio (section 2.5 without the text front end)."""
+"""Copy synthesis: audio from the local features of held-out utterances (section 2.5 without the text front end)."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ MCD_SCALE = 10 * np.sqrt(2) / np.log(10)
 
 
 class CopySynthesis:
-    """Generate `count` test utterances from their features; everything lies under `<run_dir>/copy_synthesis`."""
+    """Generate `count` test utterances from their own local features; writes to `<run_dir>/copy_synthesis`."""
 
     def __init__(
         self, count: int = 4, seconds: float = 2.0, temperature: float = 1.0, seed: int = 0, backend: str = "auto"
@@ -23,7 +23,7 @@ class CopySynthesis:
 
     def __call__(self, module, datamodule, run_dir: Path) -> dict[str, float]:
         if "local" not in module.conditions or not module.data_info["local_channels"]:
-            raise UserError("protocol=copy_synthesis needs a model with local conditioning: this one has none")
+            raise UserError("protocol=copy_synthesis needs a model with local conditioning, but this one has none")
         out_dir, rate, rows = Path(run_dir) / "copy_synthesis", module.data_info["sample_rate"], []
         for number, item in enumerate(media.spread(datamodule, "test", self.count)):
             wave_t, original_t = self._copy(module, item, number)
@@ -44,7 +44,7 @@ class CopySynthesis:
         samples = media.duration_in_samples(module, item, samples)
         given = media.utterance_arguments(module, item, samples)
         options = {"temperature": self.temperature, "seed": self.seed + number, "backend": self.backend}
-        return media.synthesise(module, samples, **options, **given)[0], media.reference(item)[:samples]
+        return media.synthesize(module, samples, **options, **given)[0], media.reference(item)[:samples]
 
 
 def log_spectral_distance(reference_t: np.ndarray, other_t: np.ndarray, floor_db: float = -80.0) -> float:
@@ -54,7 +54,7 @@ def log_spectral_distance(reference_t: np.ndarray, other_t: np.ndarray, floor_db
 
 
 def mel_cepstral_distortion(reference_t: np.ndarray, other_t: np.ndarray, sample_rate: int, order: int = 24) -> float:
-    """Mean over frames of the mel-cepstral distance in dB, coefficient 0 (loudness) left out, no time warping."""
+    """Mean over frames of the mel-cepstral distance in dB, without coefficient 0 (loudness), no time warping."""
     reference_ft, other_ft = (_mel_cepstrum(w, sample_rate, order) for w in (reference_t, other_t))
     return float(MCD_SCALE * np.sqrt(((reference_ft - other_ft) ** 2).sum(0)).mean())
 

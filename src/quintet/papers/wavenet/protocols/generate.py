@@ -13,7 +13,7 @@ from quintet.papers.wavenet import media
 
 
 class Generate:
-    """Write `count` waveforms of `seconds` as .wav and pictures under `<run_dir>/generate`."""
+    """Generate `count` waveforms of `seconds` as .wav files and plots in `<run_dir>/generate`."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Generate:
         prompt_bt = self._prompt(module)
         given, samples = self._conditions(module, datamodule, prompt_bt)
         start = time.perf_counter()
-        waves_bt = media.synthesise(
+        waves_bt = media.synthesize(
             module,
             samples,
             prompt_bt=prompt_bt,
@@ -63,7 +63,7 @@ class Generate:
         }
 
     def _prompt(self, module) -> Tensor | None:
-        """The prompt's mu-law classes (count, T): the model continues it; it is not part of the result."""
+        """Mu-law classes (count, T) of the prompt, which the model continues; None without a prompt."""
         if self.prompt is None:
             return None
         wave_t = read_wav(self.prompt, module.data_info["sample_rate"], self.resample, "protocol.prompt")
@@ -97,11 +97,11 @@ class Generate:
         known = module.data_info["tags"]
         unknown = [tag for tag in self.tags if tag not in known]
         if unknown:
-            raise UserError(f"protocol.tags has {unknown[0]!r}, which this model does not know: {', '.join(known)}")
+            raise UserError(f"protocol.tags has {unknown[0]!r}, unknown to this model: choose of {', '.join(known)}")
         return torch.tensor([[float(tag in self.tags) for tag in known]])
 
     def _features(self, module, datamodule) -> np.ndarray:
-        """Local features (F, frames): of the named recording, or of the first test utterance."""
+        """Local features (F, frames) of `condition_on`, or of the first test utterance."""
         if self.condition_on is None:
             return np.asarray(datamodule.utterance("test", 0)["local"])
         return features_of(self.condition_on, module, datamodule, self.resample)
@@ -120,11 +120,11 @@ class Generate:
 
 
 def read_wav(path: str, sample_rate: int, resample: bool, key: str) -> np.ndarray:
-    """A mono float32 recording at the model's rate; another rate is an error unless resampling was asked for."""
+    """A mono float32 recording at the model's sample rate; UserError for another rate unless `resample` is set."""
     import soundfile
 
     if not Path(path).is_file():
-        raise UserError(f"{key}={path}: there is no such file")
+        raise UserError(f"{key}={path}: no such file")
     try:
         wave_tc, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
@@ -133,16 +133,16 @@ def read_wav(path: str, sample_rate: int, resample: bool, key: str) -> np.ndarra
     if rate == sample_rate:
         return wave_t
     if not resample:
-        raise UserError(f"{key}={path} has {rate} Hz, the model {sample_rate} Hz: add protocol.resample=true")
+        raise UserError(f"{key}={path} has {rate} Hz, but the model {sample_rate} Hz: add protocol.resample=true")
     import librosa
 
     return librosa.resample(wave_t, orig_sr=rate, target_sr=sample_rate).astype(np.float32)
 
 
 def features_of(path: str, module, datamodule, resample: bool) -> np.ndarray:
-    """Local features (F, frames) of a recording, by the data's own extractor.
+    """Local features (F, frames) of a recording, from the data module's extractor.
 
-    Labels are found by the utterance id of a file of the data set, by the file's own name for any other.
+    Label files are looked up by utterance id for a file of the data set, otherwise by the name of the file.
     """
     rate, extractor = module.data_info["sample_rate"], datamodule.features
     wave_t = read_wav(path, rate, resample, "protocol.condition_on")
@@ -151,5 +151,5 @@ def features_of(path: str, module, datamodule, resample: bool) -> np.ndarray:
     label = extractor.label_files([recording], datamodule.cache_dir).get(recording.id)
     features_tf = extractor.extract(recording, pcm_t, rate, label)
     if features_tf is None:
-        raise UserError(f"protocol.condition_on={path} has no usable labels: see data.features.root")
+        raise UserError(f"protocol.condition_on={path} has no usable labels: check data.features.root")
     return features_tf.T

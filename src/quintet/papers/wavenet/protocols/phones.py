@@ -13,15 +13,15 @@ IGNORED = -100
 
 
 class Phones:
-    """Score the test split's 10 ms frames; table and confusion picture under `<run_dir>/phones`.
+    """Score the 10 ms frames of the test split; writes a table and a confusion matrix to `<run_dir>/phones`.
 
-    The phone error rate is that of the likeliest phone sequence under the frame posteriors and a bigram of the training
-    labels' frames (`viterbi`), which keeps a single odd frame from counting as an inserted phone.
+    The phone error rate is measured on the most likely phone sequence under the frame posteriors and a frame bigram of
+    the training labels (`viterbi`), so that a single misclassified frame does not count as an inserted phone.
     """
 
     def __call__(self, module, datamodule, run_dir: Path) -> dict[str, float]:
-        if not module.recognises:
-            raise UserError("protocol=phones needs a model with model.network.recognition: this one has none")
+        if not module.recognizes:
+            raise UserError("protocol=phones needs a model with model.network.recognition, but this one has none")
         names = module.data_info["phones"]
         labels, log_posteriors = self._frames(module, datamodule)
         predictions = [log_fp.argmax(1) for log_fp in log_posteriors]
@@ -30,20 +30,20 @@ class Phones:
         label_f, predicted_f = np.concatenate(labels), np.concatenate(predictions)
         self._write(Path(run_dir) / "phones", names, label_f, predicted_f)
         decoded = [viterbi(log_fp, counts_p, transitions_pp) for log_fp in log_posteriors]
-        said, framewise, smooth = (
+        reference, framewise, smooth = (
             [[names[i] for i in frames] for frames in side] for side in (labels, predictions, decoded)
         )
         return {
             "phones/frame_accuracy": float((label_f == predicted_f).mean()),
             "phones/majority_frame_accuracy": float((label_f == majority).mean()),
-            "phones/phone_error_rate": phone_error_rate(said, smooth),
-            "phones/phone_error_rate_without_bigram": phone_error_rate(said, framewise),
+            "phones/phone_error_rate": phone_error_rate(reference, smooth),
+            "phones/phone_error_rate_without_bigram": phone_error_rate(reference, framewise),
             "phones/frames": float(len(label_f)),
         }
 
     @torch.no_grad()
     def _frames(self, module, datamodule) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Labels (F,) and log posteriors (F, P) of every test utterance, its chunks joined, ignored frames left out."""
+        """Labels (F,) and log posteriors (F, P) of every test utterance, chunks joined, ignored frames dropped."""
         labels: dict[int, list] = {}
         posteriors: dict[int, list] = {}
         module.eval()
@@ -61,12 +61,12 @@ class Phones:
         totals = confusion.sum(1)
         share = confusion / np.maximum(totals[:, None], 1)
         write_csv(out_dir / "phones.csv", ("phone", "frames", "recall"), _rows(names, totals, share))
-        axes = "what was said", "what was recognised"
-        plot_matrix(out_dir / "confusion.png", share, names, "Frames of 10 ms, row by row", axes, "share of the row")
+        axes = "true phone", "recognized phone"
+        plot_matrix(out_dir / "confusion.png", share, names, "10 ms frames, rows normalized", axes, "fraction")
 
 
 def training_counts(datamodule, num_phones: int) -> tuple[np.ndarray, np.ndarray]:
-    """Frames of each phone (P,) and frames of each phone after each phone (P, P) in the TRAINING labels."""
+    """Counts of phones (P,) and of phone pairs in successive frames (P, P) in the training labels."""
     counts_p, transitions_pp = np.zeros(num_phones), np.zeros((num_phones, num_phones))
     for index in range(datamodule.num_utterances("train")):
         phones_f = np.asarray(datamodule.utterance("train", index)["phones"])
@@ -77,7 +77,7 @@ def training_counts(datamodule, num_phones: int) -> tuple[np.ndarray, np.ndarray
 
 
 def viterbi(log_posterior_fp: np.ndarray, counts_p: np.ndarray, transitions_pp: np.ndarray) -> np.ndarray:
-    """The likeliest phones (F,) of an utterance: posteriors over priors as likelihoods, add-one bigram of frames."""
+    """Most likely phones (F,) of an utterance: posterior / prior as likelihood, add-one smoothed frame bigram."""
     prior_p = (counts_p + 1) / (counts_p + 1).sum()
     log_next_pp = np.log((transitions_pp + 1) / (transitions_pp + 1).sum(1, keepdims=True))
     likelihood_fp = log_posterior_fp - np.log(prior_p)
