@@ -4,11 +4,16 @@ Numba alone keeps the sums of a matrix-vector product in memory. Here they stay 
 fast as the weights can be read.
 """
 
+from typing import Any
+
 import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import float32, int32, int64, intp, njit, types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic as _intrinsic
+
+# Calls of an intrinsic leave out its first argument, Numba's typing context, which type checkers do not know.
+intrinsic: Any = _intrinsic
 
 LANES = 16  # floats in one AVX-512 register; a narrower machine splits it
 # Registers that one tile of sums takes: AVX2 has half of the registers, and each is half as wide.
