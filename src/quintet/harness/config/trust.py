@@ -27,6 +27,7 @@ ALLOWED = (  # (what may be written, where its definition must be)
     (re.compile(r"quintet\.(?:papers|data|harness\.callbacks)(?:\.\w+)*\.[A-Za-z]\w*"), "quintet."),
     (re.compile(r"quintet\.harness\.(?:run|resume)\.(?:test|strategies|metrics_csv|checkpoint)\.[A-Z]\w*"), "quintet."),
     (re.compile(r"lightning\.pytorch\.Trainer"), "lightning."),
+    (re.compile(r"torch\.optim\.(?:lr_scheduler\.)?[A-Z]\w*"), "torch."),
     (re.compile(r"lightning\.pytorch\.(?:callbacks|profilers|strategies)\.(?!Lambda)[A-Z]\w*"), "lightning."),
     (re.compile(r"lightning\.pytorch\.loggers\.(?:CSV|TensorBoard|Wandb)Logger"), "lightning."),
 )
