@@ -214,3 +214,20 @@ def test_an_optimizer_of_torch_by_target():
         composed("model.optimizer._target_=torch.optim.RMSprop", "model.optimizer.betas=[0.9,0.99]")
     with pytest.raises(UserError, match="alpa"):
         composed("model.optimizer._target_=torch.optim.RMSprop", "model.optimizer.alpa=0.9")
+
+
+def test_a_package_of_the_user_is_built_once_it_is_trusted(tmp_path, monkeypatch):
+    package = tmp_path / "quintet_test_plugin"
+    (package / "conf" / "callbacks").mkdir(parents=True)
+    (package / "__init__.py").write_text("class Mine:\n    def __init__(self, size: int = 1): ...\n")
+    for folder in ("conf", "conf/callbacks"):
+        (package / folder / "__init__.py").touch()
+    (package / "conf" / "callbacks" / "mine.yaml").write_text("mine: {_target_: quintet_test_plugin.Mine, size: 2}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    overrides = ["hydra.searchpath=[pkg://quintet_test_plugin.conf]", "callbacks=mine"]
+    with pytest.raises(UserError, match="QUINTET_TRUST=<package>"):
+        composed(*overrides)
+    monkeypatch.setenv("QUINTET_TRUST", "other, quintet_test_plugin")
+    assert composed(*overrides).callbacks.mine.size == 2
+    with pytest.raises(UserError, match="size"):
+        composed(*overrides, "callbacks.mine.siz=3")

@@ -166,8 +166,9 @@ def check_target(path: str, node: dict, origin: Origin) -> None:
     target = node["_target_"]
     if not is_allowed(target):
         raise UserError(
-            f"'{path}._target_: {target}' {origin.of(path)} is not allowed: only classes of quintet.papers, .data,"
-            " .protocols, .callbacks and of lightning.pytorch may be built"
+            f"'{path}._target_: {target}' {origin.of(path)} is not allowed: only classes of quintet.papers,"
+            " quintet.data, quintet.harness.callbacks, torch.optim and lightning.pytorch may be built; to trust a"
+            " package of your own set QUINTET_TRUST=<package>"
         )
     signature = signature_of(target)
     if signature is None:
@@ -189,7 +190,7 @@ def _check_optimizer(path: str, node: dict, signature: Signature, origin: Origin
     schedule = named.parameters.keys() - ADAM_AND_SGD
     for key, value in node.items():
         where, typed = f"{path}.{key}", origin.of(f"{path}.{key}") == "on the command line"
-        if key in signature.parameters or key in named.parameters:
+        if key != "name" and (key in signature.parameters or key in named.parameters):
             _check_type(where, value, named.parameters.get(key) or signature.parameters[key], origin)
         if typed and key != "_target_" and key not in signature.parameters and key not in schedule:
             legal = [*signature.parameters, *schedule]
