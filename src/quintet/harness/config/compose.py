@@ -238,7 +238,7 @@ def check_protocol(request: DictConfig, cfg: DictConfig) -> None:
         if target and (fits := _batches_of_protocol(target)) is not None and given in fits:
             fitting.append(path.stem)
     name, model = request.protocol._target_.rpartition(".")[2], cfg.model._target_.rpartition(".")[2]
-    raise UserError(f"protocol {name} is not for {model}: choose protocol=test or {', '.join(fitting)}")
+    raise UserError(f"protocol {name} is not for {model}: choose protocol={' | '.join(['test', *fitting])}")
 
 
 def _batches_of_protocol(target: str) -> set[str | None] | None:
