@@ -1,15 +1,17 @@
-"""Adam, SGD and learning-rate schedules: what `model.optimizer` of every paper here can say."""
+"""Adam, SGD and learning-rate schedules: `model.optimizer` of every paper. Others of torch by `_target_`."""
 
 from bisect import bisect_right
-from dataclasses import dataclass, fields
-from typing import Any, TypeVar, cast
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import torch
 from torch import nn
 
 from quintet.common.errors import UserError
+from quintet.common.ranges import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 T = TypeVar("T")
+TORCH = "torch.optim."
 SCHEDULES = ("constant", "halve_every", "exponential", "step_down", "poly", "step")
 
 
@@ -17,30 +19,33 @@ SCHEDULES = ("constant", "halve_every", "exponential", "step_down", "poly", "ste
 class OptimizerConfig:
     """Everything under `model.optimizer`; steps are optimiser steps, not epochs."""
 
-    names = ("adam", "adamw", "sgd")
+    names: ClassVar[tuple[str, ...]] = ("adam", "adamw", "sgd")
 
-    name: str = "adam"
-    lr: float = 1e-3
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: PositiveFloat = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    weight_decay: float = 0.0
-    schedule: str = "constant"
-    warmup_steps: int = 0
-    halve_every_steps: int = 200_000
+    weight_decay: NonNegativeFloat = 0.0
+    schedule: Literal["constant", "halve_every", "exponential", "step_down", "poly", "step"] | dict[str, Any] = (
+        "constant"
+    )
+    warmup_steps: NonNegativeInt = 0
+    halve_every_steps: PositiveInt = 200_000
     decay_rate: float = 0.5
-    decay_steps: int = 200_000
+    decay_steps: PositiveInt = 200_000
     step_down_at: tuple[int, ...] = ()  # the steps from which the rate is a tenth of what it was before
     power: float = 0.9  # poly: (1 - step / total_steps) ^ power
-    total_steps: int | None = None  # poly only; null: trainer.max_steps, or what max_epochs comes to
+    total_steps: PositiveInt | None = None  # poly only; null: trainer.max_steps, or what max_epochs comes to
     gamma: float = 0.1  # step: times gamma every step_size
-    step_size: int = 2000
+    step_size: PositiveInt = 2000
     momentum: float = 0.0  # sgd only
     fused: bool = False  # one kernel for the whole update: faster, other rounding
+    options: dict[str, Any] = field(default_factory=dict)  # arguments of an optimizer of torch chosen by _target_
 
     def __post_init__(self) -> None:
-        if self.name not in self.names:
+        if self.name not in self.names and not self.name.startswith(TORCH):
             raise UserError(f"model.optimizer.name={self.name!r} is unknown: use one of {', '.join(self.names)}")
-        if self.schedule not in SCHEDULES:
+        if not isinstance(self.schedule, dict) and self.schedule not in SCHEDULES:
             raise UserError(f"model.optimizer.schedule={self.schedule!r} is unknown: use one of {', '.join(SCHEDULES)}")
         if not self.lr > 0:
             raise UserError(f"model.optimizer.lr={self.lr} must be above 0")
@@ -79,15 +84,34 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig, groups: list[dic
             "model.optimizer.fused=true cannot clip gradients in mixed precision: set it to false, or"
             " trainer.gradient_clip_val=null, or trainer.precision=32-true"
         )
-    parameters = module.parameters() if groups is None else groups
+    optimizer = make_optimizer(module.parameters() if groups is None else groups, config)
+    if isinstance(config.schedule, dict):
+        arguments = {key: value for key, value in config.schedule.items() if key != "name"}
+        try:
+            scheduler = getattr(torch.optim.lr_scheduler, config.schedule["name"].rpartition(".")[2])(
+                optimizer, **arguments
+            )
+        except (TypeError, ValueError) as error:
+            raise UserError(f"model.optimizer.schedule={config.schedule['name']}: {error}") from error
+        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            raise UserError("model.optimizer.schedule: ReduceLROnPlateau needs a metric, choose one that counts steps")
+    else:
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(config, step))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
+
+
+def make_optimizer(parameters: Any, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimizer alone: Adam, AdamW, SGD, or a class of torch.optim with `config.options`."""
+    if config.name.startswith(TORCH):
+        try:
+            return getattr(torch.optim, config.name.removeprefix(TORCH))(parameters, **config.options)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"model.optimizer._target_={config.name}: {error}") from error
     shared = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": config.fused or None}
     if config.name == "sgd":
-        optimizer = torch.optim.SGD(parameters, momentum=config.momentum, **shared)
-    else:
-        cls = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-        optimizer = cls(parameters, betas=tuple(config.betas), eps=config.eps, **shared)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(config, step))
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
+        return torch.optim.SGD(parameters, momentum=config.momentum, **shared)
+    cls = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
+    return cls(parameters, betas=tuple(config.betas), eps=config.eps, **shared)
 
 
 def from_mapping(cls: type[T], values: Any, where: str) -> T:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from quintet.common.errors import UserError
 from quintet.harness.config import compose
-from quintet.harness.config.config import Origin, check, check_multirun, suggest
+from quintet.harness.config.config import Origin, check, check_accelerator, check_multirun, suggest
 from quintet.harness.config.moved import move_experiments
 from quintet.harness.config.secrets import refuse_on_command_line
 from quintet.harness.config.trust import keep_home
@@ -34,7 +34,7 @@ def train_main(hydra_train: Callable[[], None]) -> int:
     """Entry of train.py: a new run through Hydra, or `resume=DIR` with that run's own configuration."""
     # `debug` is a config group with an option called true; Hydra takes only strings for group choices.
     sys.argv = [re.sub(r"^debug=(true|false)$", r"debug='\1'", a, flags=re.IGNORECASE) for a in sys.argv]
-    sys.argv = [move_experiments(a) for a in sys.argv]
+    sys.argv = compose.add_torch_optimizers([move_experiments(a) for a in sys.argv])
     with one_line_errors(sys.argv):
         refuse_on_command_line(sys.argv[1:])
         run = argument("resume", sys.argv[1:])
@@ -76,6 +76,7 @@ def _train_job(cfg: DictConfig) -> float | None:
     if hydra.runtime.choices.get("search") and hydra.mode.name == "RUN":
         raise UserError(f"search={hydra.runtime.choices.search} is many runs: add -m")
     check_multirun(cfg, hydra.mode.name, launcher)
+    check_accelerator(cfg)
     check(cfg, origin)
     slurm.check_tasks(cfg)
     OmegaConf.resolve(cfg)
@@ -102,14 +103,12 @@ def resume_job(run: Path, overrides: list[str]) -> None:
     compose.apply_overrides(cfg, overrides, root="train")
     with open_dict(cfg):
         cfg.resume, cfg.run_dir = str(run), str(run.resolve())
+    check_accelerator(cfg)
     check(cfg, Origin(tuple(overrides)))
     slurm.check_tasks(cfg)
     from quintet.harness.run.fit import fit
 
     fit(cfg)
-
-
-EVAL_KEYS = ("run", "ckpt", "protocol", "publish", "subset", "trainer", "solver", "debug")
 
 
 def eval_main() -> int:
@@ -120,12 +119,14 @@ def eval_main() -> int:
         return 0
     with one_line_errors(argv):
         refuse_on_command_line(argv)
-        mine = [a for a in argv if re.split(r"[.=]", a.lstrip("+~"))[0] in EVAL_KEYS]
+        mine = [a for a in argv if re.split(r"[.=]", a.lstrip("+~"))[0] in compose.EVAL_KEYS]
         request = compose.compose_checked("eval", mine)
+        check_accelerator(request)
         cfg = compose.config_of(request.run, request.ckpt)
-        compose.apply_overrides(cfg, [a for a in argv if a not in mine], root="train")
+        compose.apply_overrides(cfg, [a for a in argv if a not in mine], root="eval")
         check(cfg, Origin(tuple(argv)))
         compose.check_request(request, Origin(tuple(argv)))
+        compose.check_protocol(request, cfg)
         from quintet.harness.run.evaluate import evaluate
 
         evaluate(cfg, request, command=" ".join(["python eval.py", *argv]))

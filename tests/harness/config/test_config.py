@@ -126,9 +126,9 @@ def test_every_data_config_fits_a_model_and_every_model_some_data():
 
 
 def test_a_pair_of_two_papers_is_refused():
-    with pytest.raises(UserError, match=r"eats AudioBatch.*gives EpisodeBatch: choose data=.*vctk_sample"):
+    with pytest.raises(UserError, match=r"expects AudioBatch.*yields EpisodeBatch: choose data=.*vctk_sample"):
         composed("model=wavenet", "data=glyphs_sample")
-    with pytest.raises(UserError, match=r"eats EpisodeBatch.*choose data=glyphs_sample \| omniglot$"):
+    with pytest.raises(UserError, match=r"expects EpisodeBatch.*choose data=glyphs_sample \| omniglot$"):
         composed("model=rare_events", "data=vctk_sample")
 
 
@@ -145,3 +145,89 @@ def test_every_protocol_passes_the_check():
         request = compose.compose_checked("eval", [f"protocol={option}", "run=x"])
         compose.check_request(request, config.Origin())
         assert request.protocol._target_.startswith("quintet.")
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        ("trainer.max_epochs=three", r"'trainer\.max_epochs=three' on the command line must be None \| int"),
+        ("trainer.devices=-3", r"'trainer\.devices=-3' on the command line must be 1 or more"),
+        ("trainer.precision=7", "must be one of"),
+        ("trainer.num_nodes=0", "must be > 0"),
+        ("model.optimizer.name=rmsprop", "must be one of adam, adamw, sgd"),
+        ("model.optimizer.lr=-1", "must be > 0"),
+        ("model.optimizer.schedule=cosine", "must be one of constant"),
+        ("data.num_workers=-1", "must be >= 0"),
+        ("seed=-1", "must be >= 0"),
+        ("data.source.name=foo", "unknown key 'data.source.name'"),
+        ("model.network.context_stack.pool=512", r"is null here, so .* set it whole, for example"),
+        ("model.optimizer.schedule._target_=torch.optim.lr_scheduler.Nothing", "names nothing"),
+    ],
+)
+def test_types_choices_and_limits(override, text):
+    with pytest.raises(UserError, match=text) as caught:
+        composed("data=vctk_sample", override)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_null_part_with_a_described_type_is_set_by_key():
+    with pytest.raises(UserError, match=r"model\.memory"):
+        composed("model=show_and_tell", "data=captions_sample", "model.memory.slotz=64")
+    try:
+        assert composed("model=show_and_tell", "data=captions_sample", "model.memory.slots=64").model.memory.slots == 64
+    except UserError as error:
+        assert "set it whole, for example 'model.memory=" in str(error)
+
+
+def test_a_gpu_is_missed_before_torch_is_imported(monkeypatch, tmp_path):
+    monkeypatch.setattr(config, "DEVICES", tmp_path)
+    with pytest.raises(UserError, match="no visible GPU, use trainer=cpu"):
+        config.check_accelerator(composed("trainer=gpu"))
+    config.check_accelerator(composed("trainer=cpu"))
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    config.check_accelerator(composed("trainer=gpu"))
+
+
+def test_a_protocol_for_another_model_names_those_that_fit():
+    request = compose.compose_checked("eval", ["protocol=segment", "run=x"])
+    with pytest.raises(UserError, match=r"protocol Segment is not for WaveNetModule: choose .*generate"):
+        compose.check_protocol(request, composed("data=vctk_sample"))
+    compose.check_protocol(request, composed("model=deeplab", "data=shapes_sample"))
+
+
+def test_a_misspelt_key_of_eval_names_evals_own_keys():
+    with pytest.raises(UserError, match="did you mean protocol"):
+        compose.apply_overrides(composed(), ["protocl=generate"], root="eval")
+
+
+def test_an_optimizer_of_torch_by_target():
+    schedule = "model.optimizer.schedule"
+    node = composed(
+        "model.optimizer._target_=torch.optim.RMSprop",
+        "model.optimizer.alpha=0.9",
+        f"{schedule}._target_=torch.optim.lr_scheduler.CosineAnnealingLR",
+        f"{schedule}.T_max=100",
+    ).model.optimizer
+    assert (node._target_, node.alpha, node.schedule.T_max) == ("torch.optim.RMSprop", 0.9, 100)
+    with pytest.raises(UserError, match=r"unknown key 'model\.optimizer\.betas' on the command line"):
+        composed("model.optimizer._target_=torch.optim.RMSprop", "model.optimizer.betas=[0.9,0.99]")
+    with pytest.raises(UserError, match="alpa"):
+        composed("model.optimizer._target_=torch.optim.RMSprop", "model.optimizer.alpa=0.9")
+
+
+def test_a_package_of_the_user_is_built_once_it_is_trusted(tmp_path, monkeypatch):
+    package = tmp_path / "quintet_test_plugin"
+    (package / "conf" / "callbacks").mkdir(parents=True)
+    (package / "__init__.py").write_text("class Mine:\n    def __init__(self, size: int = 1): ...\n")
+    for folder in ("conf", "conf/callbacks"):
+        (package / folder / "__init__.py").touch()
+    (package / "conf" / "callbacks" / "mine.yaml").write_text("mine: {_target_: quintet_test_plugin.Mine, size: 2}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    overrides = ["hydra.searchpath=[pkg://quintet_test_plugin.conf]", "callbacks=mine"]
+    with pytest.raises(UserError, match="QUINTET_TRUST=<package>"):
+        composed(*overrides)
+    monkeypatch.setenv("QUINTET_TRUST", "other, quintet_test_plugin")
+    assert composed(*overrides).callbacks.mine.size == 2
+    with pytest.raises(UserError, match="size"):
+        composed(*overrides, "callbacks.mine.siz=3")

@@ -5,6 +5,7 @@ import torch
 from small_models import Awkward, Net, Softmax, data, dense, examples, slopes
 
 from quintet.common.errors import UserError
+from quintet.common.optim import OptimizerConfig
 from quintet.data.batches import ExampleBatch
 from quintet.papers.influence.risk.examples import Examples
 from quintet.papers.influence.risk.linear_risk import LinearRisk, make_risk
@@ -74,10 +75,10 @@ def test_only_the_chosen_parameters_move():
 
 def test_an_optimisers_weight_decay_counts_as_its_l2_term():
     module = Net()
-    module.optimizer_config = type("Config", (), {"name": "adam", "weight_decay": 0.3})()
+    module.optimizer_config = OptimizerConfig(name="adam", weight_decay=0.3)
     decayed, plain = EmpiricalRisk(module, examples()), EmpiricalRisk(Net(), examples())
     torch.testing.assert_close(decayed.gradient(), plain.gradient() + 0.3 * plain.theta)
-    module.optimizer_config.name = "adamw"
+    module.optimizer_config = OptimizerConfig(name="adamw", weight_decay=0.3)
     torch.testing.assert_close(EmpiricalRisk(module, examples()).gradient(), plain.gradient())
 
 

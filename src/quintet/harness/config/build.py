@@ -6,7 +6,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from quintet.harness.config.config import Origin, check_target, targets
+from quintet.harness.config.config import OPTIMIZER, Origin, check_target, targets
+from quintet.harness.config.signature import signature_of
 
 
 def build(node: Any, **extra: Any) -> Any:
@@ -16,7 +17,26 @@ def build(node: Any, **extra: Any) -> Any:
     plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     for path, inner in targets(plain, "config"):
         check_target(path, inner, Origin())
-    return instantiate(plain, **extra, _convert_="all")
+    return instantiate(_name_torch_optimizers(plain), **extra, _convert_="all")
+
+
+def _name_torch_optimizers(node: Any) -> Any:
+    """`{_target_: torch.optim.X, key: value}` as an OptimizerConfig: the module builds it once it has parameters."""
+    if isinstance(node, list):
+        return [_name_torch_optimizers(value) for value in node]
+    if not isinstance(node, dict):
+        return node
+    target = str(node.get("_target_", ""))
+    node = {key: _name_torch_optimizers(value) for key, value in node.items()}
+    if not target.startswith("torch.optim."):
+        return node
+    del node["_target_"]
+    if target.startswith("torch.optim.lr_scheduler."):
+        return {"name": target, **node}
+    own, named = signature_of(target), signature_of(OPTIMIZER)
+    assert own and named, "check_target found both"
+    kept = {key: value for key, value in node.items() if key in named.parameters}
+    return kept | {"name": target, "options": {key: value for key, value in node.items() if key in own.parameters}}
 
 
 def build_all(nodes: Any) -> list[Any]:

@@ -7,6 +7,8 @@ names.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
@@ -18,11 +20,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from quintet.common.errors import UserError
 from quintet.harness.config.secrets import refuse_what_looks_secret
-from quintet.harness.config.signature import class_attribute, signature_of
+from quintet.harness.config.signature import Signature, class_attribute, signature_of
 from quintet.harness.config.trust import KEYWORDS, check_name, is_allowed
+from quintet.harness.config.values import mismatch
 from quintet.harness.paths import CONF
 
-PRIMITIVES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
+# limits of arguments whose annotations give none: Lightning's, and those that every DataModule has
+DEVICES = Path("/dev")
+OPTIMIZER = "quintet.common.optim.OptimizerConfig"
+ADAM_AND_SGD = {"name", "lr", "betas", "eps", "weight_decay", "momentum", "fused", "options"}  # not of a schedule
+LIMITS = {"num_workers": ">= 0", "batch_size": "> 0", "num_nodes": "> 0", "accumulate_grad_batches": "> 0"}
 
 
 @dataclass
@@ -97,7 +104,7 @@ def check(cfg: DictConfig, origin: Origin) -> None:
     for key, value in plain.items():
         if key not in legal:
             raise UserError(f"unknown key '{key}' {origin.of(key)}: {suggest(key, list(legal))}")
-        _check_type(key, value, str(legal[key]), origin)
+        _check_type(key, value, 'Annotated[int, ">= 0"]' if key == "seed" else str(legal[key]), origin)
         if legal[key] == "dict" and not isinstance(value, dict | None):
             raise UserError(f"'{key}={value}' {origin.of(key)} must be a mapping of keys to values")
     for key in ("model", "data", "trainer"):
@@ -116,7 +123,30 @@ def check(cfg: DictConfig, origin: Origin) -> None:
                 raise UserError(
                     f"'{where}' {origin.of(where)} has no _target_: choose a {group}=... option that has it"
                 )
+    check_devices(plain["trainer"], origin)
     check_pair(cfg)
+
+
+def check_devices(trainer: dict, origin: Origin) -> None:
+    """`trainer.devices`: a number of devices, -1 for all, "auto", or a list of their indices."""
+    devices = trainer.get("devices")
+    number = str(devices).lstrip("-").isdigit() and int(str(devices))
+    listed = isinstance(devices, list) or (isinstance(devices, str) and ("," in devices or "${" in devices))
+    if not (devices in (None, "auto", "-1") or listed or (number and number >= -1)):
+        raise UserError(
+            f"'trainer.devices={devices}' {origin.of('trainer.devices')} must be 1 or more, -1 for all devices,"
+            " auto, or a list of indices"
+        )
+
+
+def check_accelerator(cfg: DictConfig) -> None:
+    """Stop if a GPU is asked for on a machine without one; looks at device files, so that torch is not imported."""
+    if cfg.trainer.get("accelerator") not in ("gpu", "cuda"):
+        return
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    files = any(any(DEVICES.glob(pattern)) for pattern in ("nvidia[0-9]*", "dxg", "kfd"))  # CUDA, WSL, ROCm
+    if sys.platform == "linux" and (hidden or not files):
+        raise UserError("trainer.accelerator=gpu: this machine has no visible GPU, use trainer=cpu or trainer=auto")
 
 
 def targets(node: Any, path: str = "") -> Iterator[tuple[str, dict]]:
@@ -136,8 +166,9 @@ def check_target(path: str, node: dict, origin: Origin) -> None:
     target = node["_target_"]
     if not is_allowed(target):
         raise UserError(
-            f"'{path}._target_: {target}' {origin.of(path)} is not allowed: only classes of quintet.papers, .data,"
-            " .protocols, .callbacks and of lightning.pytorch may be built"
+            f"'{path}._target_: {target}' {origin.of(path)} is not allowed: only classes of quintet.papers,"
+            " quintet.data, quintet.harness.callbacks, torch.optim and lightning.pytorch may be built; to trust a"
+            " package of your own set QUINTET_TRUST=<package>"
         )
     signature = signature_of(target)
     if signature is None:
@@ -145,7 +176,25 @@ def check_target(path: str, node: dict, origin: Origin) -> None:
     if target in KEYWORDS:
         signature = replace(signature, parameters=dict.fromkeys(KEYWORDS[target], "") | signature.parameters)
         signature = replace(signature, open_ended=False)
+    if target.startswith("torch.optim.") and "lr_scheduler" not in target:
+        _check_optimizer(path, node, signature, origin)
+        return
     _check_keys(path, node, signature, origin)
+
+
+def _check_optimizer(path: str, node: dict, signature: Signature, origin: Origin) -> None:
+    """An optimizer of torch by `_target_`. Settings in the model's yaml that it does not take are left out; typed ones
+    must be its own arguments or belong to the schedule."""
+    named = signature_of(OPTIMIZER)
+    assert named is not None
+    schedule = named.parameters.keys() - ADAM_AND_SGD
+    for key, value in node.items():
+        where, typed = f"{path}.{key}", origin.of(f"{path}.{key}") == "on the command line"
+        if key != "name" and (key in signature.parameters or key in named.parameters):
+            _check_type(where, value, named.parameters.get(key) or signature.parameters[key], origin)
+        if typed and key != "_target_" and key not in signature.parameters and key not in schedule:
+            legal = [*signature.parameters, *schedule]
+            raise UserError(f"unknown key '{where}' on the command line: {suggest(key, legal)}")
 
 
 def _check_keys(path: str, node: dict, signature: Any, origin: Origin) -> None:
@@ -159,23 +208,22 @@ def _check_keys(path: str, node: dict, signature: Any, origin: Origin) -> None:
             if signature.open_ended:
                 continue
             raise UserError(f"unknown key '{where}' {origin.of(where)}: {suggest(key, list(signature.parameters))}")
-        _check_type(where, value, signature.parameters[key], origin)
+        annotation = signature.parameters[key]
+        _check_type(where, value, annotation, origin)
+        if key in LIMITS:
+            _check_type(where, value, f'Annotated[Any, "{LIMITS[key]}"]', origin)
         if key in signature.nested and isinstance(value, dict) and "_target_" not in value:
-            _check_keys(where, value, signature_of(signature.nested[key]), origin)
+            nested = signature_of(signature.nested[key])
+            _check_keys(where, value, nested, origin)
+            missing = sorted((nested.required if nested else frozenset()) - value.keys())
+            if missing:
+                raise UserError(f"'{where}' {origin.of(where)} needs {' and '.join(missing)} as well")
 
 
 def _check_type(key: str, value: Any, annotation: str, origin: Origin) -> None:
-    kinds = [part.strip() for part in annotation.split("|")]
-    if isinstance(value, str) and "${" in value:
-        return
-    if value is None and "None" not in kinds and all(k in PRIMITIVES for k in kinds):
-        raise UserError(f"'{key}' {origin.of(key)} must be {annotation}, not null")
-    named = [k for k in kinds if k != "None"]
-    if value is None or not named or not all(k in PRIMITIVES for k in named):
-        return
-    allowed = tuple(t for k in named for t in PRIMITIVES[k])
-    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-        raise UserError(f"'{key}={value}' {origin.of(key)} must be {annotation}, not {type(value).__name__}")
+    problem = mismatch(annotation, value)
+    if problem:
+        raise UserError(f"'{key}={'null' if value is None else value}' {origin.of(key)} {problem}")
 
 
 def check_pair(cfg: DictConfig) -> None:
@@ -187,7 +235,8 @@ def check_pair(cfg: DictConfig) -> None:
     fitting = [p.stem for p in sorted((CONF / "data").glob("*.yaml")) if _batch_type(p) == wanted]
     model, data = cfg.model._target_.rpartition(".")[2], cfg.data._target_.rpartition(".")[2]
     raise UserError(
-        f"model {model} eats {wanted}, but data {data} gives {given}: choose data={' | '.join(fitting) or 'none fits'}"
+        f"model {model} expects {wanted}, but data {data} yields {given}:"
+        f" choose data={' | '.join(fitting) or 'none fits'}"
     )
 
 

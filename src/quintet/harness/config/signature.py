@@ -9,9 +9,11 @@ from __future__ import annotations
 import ast
 import importlib.util
 import sys
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Signature:
     parameters: dict[str, str] = field(default_factory=dict)
     open_ended: bool = False
     nested: dict[str, str] = field(default_factory=dict)  # parameter -> dotted name of the dataclass that describes it
+    required: frozenset[str] = frozenset()  # parameters without a default
 
 
 @cache
@@ -41,21 +44,26 @@ def _tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def find_definition(module: str, name: str, depth: int = 0) -> tuple[str, ast.AST] | None:
+def find_definition(
+    module: str, name: str, depth: int = 0, kinds: tuple[type, ...] = (ast.ClassDef, ast.FunctionDef)
+) -> tuple[str, Any] | None:
     """(module, node) of the class or function `name` visible in `module`, following re-exports."""
     path = module_file(module)
     if path is None or depth > 12:
         return None
     statements = list(_statements(_tree(path).body))
     for node in statements:
-        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
+        names = [node.name] if isinstance(node, ast.ClassDef | ast.FunctionDef) else []
+        if isinstance(node, ast.Assign):
+            names = [ast.unparse(target) for target in node.targets]
+        if isinstance(node, kinds) and name in names:
             return module, node
     for node in statements:
         if isinstance(node, ast.ImportFrom):
             source = _absolute(module, path, node)
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
-                    return find_definition(source, alias.name, depth + 1)
+                    return find_definition(source, alias.name, depth + 1, kinds)
     return None
 
 
@@ -123,7 +131,8 @@ def _signature(module: str, node: ast.AST) -> Signature:
     inherited = [s for s in (_base_signature(module, b) for b in node.bases) if s is not None]
     if any("dataclass" in ast.unparse(d) for d in node.decorator_list):
         own, base = _from_fields(module, node), inherited[0] if inherited else Signature()
-        return Signature(base.parameters | own.parameters, base.open_ended, base.nested | own.nested)
+        required = (base.required - own.parameters.keys()) | own.required
+        return Signature(base.parameters | own.parameters, base.open_ended, base.nested | own.nested, required)
     init = next((s for s in node.body if isinstance(s, ast.FunctionDef) and s.name == "__init__"), None)
     if init is None:
         return inherited[0] if inherited else Signature()
@@ -133,7 +142,7 @@ def _signature(module: str, node: ast.AST) -> Signature:
     # **kwargs goes to the base class as a rule, so what the base accepts is what is legal; a base that takes nothing
     # (WandbLogger's) means that they go somewhere else.
     base = inherited[0]
-    return Signature(base.parameters | own.parameters, base.open_ended, base.nested | own.nested)
+    return Signature(base.parameters | own.parameters, base.open_ended, base.nested | own.nested, own.required)
 
 
 def _base_signature(module: str, base: ast.expr) -> Signature | None:
@@ -143,21 +152,39 @@ def _base_signature(module: str, base: ast.expr) -> Signature | None:
 
 def _from_arguments(module: str, args: ast.arguments, skip_first: bool) -> Signature:
     positional = [*args.posonlyargs, *args.args][1 if skip_first else 0 :]
-    return _build(module, [(a.arg, a.annotation) for a in [*positional, *args.kwonlyargs]], args.kwarg is not None)
+    optional = {a.arg for a in positional[len(positional) - len(args.defaults) :]} if args.defaults else set()
+    optional |= {a.arg for a, value in zip(args.kwonlyargs, args.kw_defaults, strict=True) if value is not None}
+    pairs = [(a.arg, a.annotation) for a in [*positional, *args.kwonlyargs]]
+    return _build(module, pairs, args.kwarg is not None, {a.arg for a in [*positional, *args.kwonlyargs]} - optional)
 
 
 def _from_fields(module: str, node: ast.ClassDef) -> Signature:
-    pairs = [(s.target.id, s.annotation) for s in node.body if isinstance(s, ast.AnnAssign)]
-    return _build(module, pairs, open_ended=False)
+    fields = [s for s in node.body if isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name)]
+    fields = [s for s in fields if "ClassVar" not in ast.unparse(s.annotation)]
+    pairs = [(s.target.id, s.annotation) for s in fields]
+    return _build(module, pairs, False, {s.target.id for s in fields if s.value is None})
 
 
-def _build(module: str, pairs: list[tuple[str, ast.expr | None]], open_ended: bool) -> Signature:
+class _Aliases(ast.NodeTransformer):
+    """Replace names such as `PositiveInt = Annotated[int, "> 0"]` by what they stand for."""
+
+    def __init__(self, module: str) -> None:
+        self.module = module
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        found = find_definition(self.module, node.id, kinds=(ast.Assign,))
+        if found is None or not isinstance(found[1].value, ast.Subscript | ast.BinOp):
+            return node
+        return _Aliases(found[0]).visit(deepcopy(found[1].value))
+
+
+def _build(module: str, pairs: list[tuple[str, ast.expr | None]], open_ended: bool, required: set[str]) -> Signature:
     parameters, nested = {}, {}
     for name, annotation in pairs:
-        text = ast.unparse(annotation) if annotation is not None else ""
+        text = ast.unparse(_Aliases(module).visit(deepcopy(annotation))) if annotation is not None else ""
         parameters[name] = text.strip("'\"")
         for part in parameters[name].split("|"):
             found = find_definition(module, part.strip()) if part.strip().isidentifier() else None
             if found and isinstance(found[1], ast.ClassDef) and found[1].decorator_list:
                 nested[name] = f"{found[0]}.{found[1].name}"
-    return Signature(parameters, open_ended, nested)
+    return Signature(parameters, open_ended, nested, frozenset(required))

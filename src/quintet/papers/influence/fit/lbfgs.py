@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ class FitConfig(OptimizerConfig):
 
     names = ("lbfgs", "exact_hinge", "adam", "sgd")
 
-    name: str = "lbfgs"
+    name: Literal["lbfgs", "exact_hinge", "adam", "sgd"] = "lbfgs"  # type: ignore[assignment]
     max_iter: int = 1000
     tolerance_grad: float = 1e-8
     history_size: int = 50

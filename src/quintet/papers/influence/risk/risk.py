@@ -14,6 +14,7 @@ from torch import Tensor, distributed, nn
 from torch.func import functional_call, grad, jvp, vmap
 
 from quintet.common.errors import UserError
+from quintet.common.optim import make_optimizer
 from quintet.papers.influence.risk.derivatives import Derivatives
 from quintet.papers.influence.risk.examples import Examples, tensors
 from quintet.papers.influence.risk.memory import budget, examples_at_once, saved_bytes, vectors_at_once
@@ -208,9 +209,13 @@ def has_recurrence(module: nn.Module) -> bool:
 
 
 def weight_decay(module: nn.Module) -> float:
-    """lambda that only the optimizer knows: Adam's weight decay is the gradient of an L2 term, AdamW's is not."""
+    """The L2 coefficient that the module's optimizer adds to the gradient; 0 for decoupled decay such as AdamW's."""
     config = getattr(module, "optimizer_config", None)
-    return 0.0 if getattr(config, "name", None) == "adamw" else float(getattr(config, "weight_decay", 0.0))
+    if config is None or not (config.weight_decay or config.options):
+        return 0.0
+    optimizer = make_optimizer(module.parameters(), config)
+    decoupled = isinstance(optimizer, torch.optim.AdamW) or optimizer.defaults.get("decoupled_weight_decay", False)
+    return 0.0 if decoupled else float(optimizer.defaults.get("weight_decay", 0.0))
 
 
 def ranks() -> tuple[int, int]:
