@@ -1,4 +1,4 @@
-"""Evaluate a run, or do something with it: `python eval.py run=logs/NAME/ID protocol=generate`."""
+"""Evaluate a run, or run another protocol on it: `python eval.py run=logs/NAME/ID protocol=generate`."""
 
 import sys
 

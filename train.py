@@ -1,4 +1,4 @@
-"""Train any model of the house on any data that fits it: `python train.py model=wavenet data=vctk`."""
+"""Train one of the models on a compatible data set: `python train.py model=wavenet data=vctk`."""
 
 import sys
 

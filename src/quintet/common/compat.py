@@ -1,4 +1,4 @@
-"""torchvision beside a CPU-only torch: define the op schemas its import asks for (design decision 10).
+"""torchvision beside a CPU-only torch: define the operator schemas that its import needs.
 
 The compiled part of the published torchvision wheel links against CUDA and does not load beside a CPU build of torch;
 the import then fails with "operator torchvision::nms does not exist", and torchmetrics and Lightning with it.
@@ -21,7 +21,7 @@ class TorchvisionOps:
     """A meta-path finder that acts once, right before torchvision is imported; costs nothing until then."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-        """Never finds anything itself: it prepares torch and lets the ordinary finders go on."""
+        """Finds nothing itself: it prepares torch and lets the ordinary finders continue."""
         if name != "torchvision":
             return
         sys.meta_path.remove(self)

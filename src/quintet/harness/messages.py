@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from quintet.common.errors import UserError
 from quintet.harness.config.compose import explain
 
-# what the ranks that are well say when one is not
+# error texts of healthy ranks after another rank died
 LOST_RANK = re.compile(r"gloo.*(closed|reset) by peer|NCCL.*remote process exited", re.DOTALL)
 
 
@@ -20,7 +20,7 @@ LOST_RANK = re.compile(r"gloo.*(closed|reset) by peer|NCCL.*remote process exite
 def one_line_errors(argv: list[str], exit_on_bugs: bool = False):
     """Print a user's mistake as one line on stderr and exit with 1; `debug=true` keeps the traceback.
 
-    exit_on_bugs: what is no user's mistake ends the process too, after its traceback, instead of being raised.
+    exit_on_bugs: other exceptions end the process too, after their traceback, instead of being raised.
     """
     debug = any(a.replace("'", "").replace('"', "") in ("debug=true", "debug=True") for a in argv)
     try:
@@ -39,7 +39,7 @@ def one_line_errors(argv: list[str], exit_on_bugs: bool = False):
 
 
 def user_message(error: BaseException) -> str | None:
-    """The one line for a mistake of the user's; None for a bug of ours, which deserves its traceback."""
+    """The one-line message for a user's error; None for an internal error, whose traceback is shown."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, UserError):
@@ -52,7 +52,7 @@ def user_message(error: BaseException) -> str | None:
         return explain(error)
     if type(error).__module__ == "submitit.core.utils":
         return explain_job(error)
-    return "another rank has ended: its own message says why" if LOST_RANK.search(str(error)) else None
+    return "another rank has ended: see its own message for the reason" if LOST_RANK.search(str(error)) else None
 
 
 def explain_job(error: BaseException) -> str:

@@ -210,7 +210,7 @@ def _section(path: Path, record: dict) -> str:
 
 
 def _training_line(training: dict) -> list[str]:
-    """How long the model behind a number was trained, where the file says so."""
+    """How long the model behind a number was trained, if the file has it."""
     said = [f"{training['steps']:,} optimiser steps"] if training.get("steps") is not None else []
     said += [f"{key}={value}" for key, value in training.items() if key.startswith("max_") and value not in (None, -1)]
     return [f"- trained: {', '.join(said)}"] if said else []

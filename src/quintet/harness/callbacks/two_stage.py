@@ -18,9 +18,9 @@ class TwoStage(Callback):
 
     Then stage 2 to the run's end: `module.start_joint_training()`, an optimiser of its own from
     `configure_optimizers()`, and images in place of cached features. The change is made when stage 1's last epoch ends,
-    before its checkpoint is written: what stands in a checkpoint is one stage or the other, and resumes exactly.
+    before its checkpoint is written: a checkpoint belongs to one stage or the other, and resumes exactly.
     epochs=0 trains jointly from the start, null never. A run whose stage 1 has already ended, with epochs=null or more,
-    goes on with stage 2: train.py resume=<run> callbacks.two_stage.epochs=<its epochs> trainer.max_epochs=<more>.
+    continues with stage 2: train.py resume=<run> callbacks.two_stage.epochs=<its epochs> trainer.max_epochs=<more>.
     """
 
     def __init__(self, epochs: int | None = None) -> None:
@@ -68,7 +68,7 @@ class TwoStage(Callback):
 
 
 def _rebuild(trainer: Trainer, module: LightningModule) -> None:
-    """The optimiser over what learns now; and DDP's reducer, which knows only what learnt when it was made."""
+    """Rebuild the optimizer for the parameters trained now, and DDP's reducer, which knows only the old ones."""
     strategy: Any = trainer.strategy
     if isinstance(strategy, DDPStrategy):
         strategy.model = module

@@ -14,10 +14,10 @@ SHOWN = ("name", "seed", "monitor", "model", "data", "trainer")  # of the config
 
 
 class WandbRun(WandbLogger):
-    """A W&B run whose id is the run directory's, so that `resume=` and a requeued job go on with it.
+    """A W&B run whose id is the run directory's, so that `resume=` and a requeued job continue it.
 
-    mode: online | offline | disabled; None: as WANDB_MODE says, else online. What else W&B can be told has variables of
-    its own. Errors: UserError when W&B has no key or does not answer.
+    mode: online | offline | disabled; None: the value of WANDB_MODE, else online. W&B's other settings are environment
+    variables. Raises UserError when W&B has no key or does not answer.
     """
 
     def __init__(

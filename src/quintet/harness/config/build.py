@@ -1,4 +1,4 @@
-"""The only door to `hydra.utils.instantiate`: allow-listed targets, plain containers (design decision 2)."""
+"""The single place that calls `hydra.utils.instantiate`: allow-listed targets, nested configs as plain containers."""
 
 from __future__ import annotations
 

@@ -254,7 +254,7 @@ def _batches_of_protocol(target: str) -> set[str | None] | None:
 
 
 def check_request(request: DictConfig, origin: Origin) -> None:
-    """The `_target_` nodes of an eval request against their signatures; one device only (design decision 4)."""
+    """The `_target_` nodes of an eval request against their signatures; one device only."""
     if request.publish is not None:
         check_name("publish", request.publish)
     for path, node in targets(OmegaConf.to_container(request, resolve=False)):

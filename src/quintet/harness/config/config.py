@@ -1,7 +1,7 @@
-"""The two-layer configuration check, before anything heavy is imported (design decisions 1, 2 and 6).
+"""The two-layer configuration check, before anything heavy is imported (docs/architecture.md).
 
 Layer one: the top level against `TopLevel`. Layer two: each `_target_` node may be built at all (trust.py), and
-its keys are those that the class takes. Both answer with one line: the key, where it stands, and the nearest legal
+its keys are those that the class takes. Both answer with one line: the key, where it was set, and the nearest legal
 names.
 """
 
@@ -57,13 +57,13 @@ class TopLevel:
 
 @dataclass(frozen=True)
 class Origin:
-    """What was typed and chosen, so that an error can say where a key stands."""
+    """The overrides and the chosen options, so that an error can name where a key was set."""
 
     overrides: tuple[str, ...] = ()
     choices: tuple[tuple[str, str], ...] = ()
 
     def of(self, key: str) -> str:
-        """Where `key` stands: the command line, or the yaml file that sets it."""
+        """Where `key` was set: on the command line, or in a yaml file."""
         if any(o.split("=")[0].lstrip("+~") == key or o.split("=")[0].startswith(key + ".") for o in self.overrides):
             return "on the command line"
         for group, choice in reversed(self.choices):

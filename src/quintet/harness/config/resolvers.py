@@ -15,7 +15,7 @@ INTERACTIVE = ("bash", "sh", "zsh", "interactive")  # a shell that salloc or sru
 
 
 def sweep_run() -> str | None:
-    """The run that a W&B agent has started this process for; W&B heeds no other id then."""
+    """The run that a W&B agent has started this process for; W&B accepts no other id then."""
     return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
 
 

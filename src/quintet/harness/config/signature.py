@@ -111,7 +111,7 @@ def class_attribute(target: str, attribute: str) -> str | None:
 
 
 def class_module(target: str) -> str | None:
-    """The module in which a class is defined, "" for what is no class, None for what is not found."""
+    """The module in which a class is defined, "" for anything but a class, None for what is not found."""
     found = find_definition(*split_target(target))
     if found is None:
         return None

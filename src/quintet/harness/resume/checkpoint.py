@@ -72,10 +72,10 @@ def _follow(checkpoint: dict[str, Any], folder: Path) -> None:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest `last.ckpt` in `folder` that loads completely, else the best; broken ones are passed over, and said.
+    """The newest `last.ckpt` in `folder` that loads completely, else the best; broken ones are skipped with a warning.
 
-    best.ckpt may be the younger file, but it does not know of itself: a run that continues from it takes the next
-    validation for the best so far.
+    best.ckpt may be newer, but it does not record its own score: a run that continues from it takes the next validation
+    for the best so far.
     """
     last = sorted(folder.glob("last.ckpt*"), key=lambda p: p.stat().st_mtime, reverse=True)
     for path in [*last, *folder.glob("best.ckpt")]:
@@ -99,7 +99,7 @@ def validation_follows(trainer: Trainer) -> bool:
 
 
 def within_epoch(trainer: Trainer) -> bool:
-    """Whether the validation that now ends is one of a training's, with more batches of the epoch to come."""
+    """True if the validation that now ends ran within a training epoch, with more batches of the epoch to come."""
     training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
     return training and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
 
@@ -118,7 +118,7 @@ class LastCheckpoint(Checkpoint):
         self.saved_step, self._first_step = -1, 0
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """A resumed run counts from where it stands; what a killed one left waiting is done again."""
+        """A resumed run counts from its present step; what a killed run left unpublished is written again."""
         self._first_step = trainer.global_step
         if trainer.is_global_zero:
             self.waiting.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The resolved configuration as plain values in every checkpoint (design decision 3)."""
+"""Store the resolved configuration as plain values in every checkpoint, so that it loads with weights_only=True."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def build_pair(cfg: DictConfig) -> tuple[Any, Any]:
 
 
 def build_trainer(cfg: DictConfig, run_dir: Path) -> lightning.Trainer:
-    """The trainer with the house's callbacks before the configured ones and the atomic checkpoint writer."""
+    """The trainer with our own callbacks before the configured ones, and the atomic checkpoint writer."""
     plain = OmegaConf.to_container(cfg, resolve=True)
     bar = bool(cfg.trainer.get("enable_progress_bar", True) and cfg.callbacks.get("progress"))
     chosen = {name: node for name, node in plain["callbacks"].items() if bar or name != "progress"}

@@ -22,9 +22,9 @@ def rank() -> int:
 
 @contextmanager
 def process_group(protocol: Any, name: str) -> Iterator[None]:
-    """A torch.distributed group around a protocol that says `parallel = True`; others are refused several processes.
+    """A torch.distributed group around a protocol with `parallel = True`; any other protocol must run in one process.
 
-    Their metrics would be counted once a process (design decision 4).
+    Otherwise their metrics would be counted once per process.
     """
     if world_size() == 1:
         yield

@@ -45,7 +45,7 @@ def command() -> str:
     return " ".join(sys.argv)
 
 
-# Lightning repeats these at every checkpoint or warns of what the house does on purpose.
+# Messages that Lightning repeats at every checkpoint, or warnings about what is intended here.
 NOISE = (
     "`weights_only` was not set",
     "LeafSpec",

@@ -9,7 +9,7 @@ from quintet.common.errors import UserError
 def load_run(run: str | None, root: str | None, device: Any, key: str = "protocol.other_run") -> tuple[Any, Any]:
     """(module, data module) of a run directory, ready for use. root: where its data is now, null = as in its config.
 
-    Errors: UserError for what is no run directory, which names `key`.
+    Raises UserError, which names `key`, for anything but a run directory.
     """
     # the app knows the protocols by their configuration only; no circle
     from omegaconf import OmegaConf

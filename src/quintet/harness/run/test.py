@@ -1,4 +1,4 @@
-"""The default protocol: the test loop that eval.py has run says it all."""
+"""The default protocol: nothing beyond the test loop, which eval.py runs itself."""
 
 from pathlib import Path
 

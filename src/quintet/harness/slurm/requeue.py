@@ -1,4 +1,4 @@
-"""Save when SLURM ends a job, at a step boundary that all ranks agree on, and leave (design decision 8).
+"""When SLURM ends a job, save at a step boundary that all ranks agree on, and stop.
 
 Lightning's own handler saves inside the signal handler: ranks that are not at the same place then wait for each other
 for ever. Here the ranks compare notes after every batch, save together, and rank 0 asks SLURM for the requeue.
@@ -37,7 +37,7 @@ class SaveAndRequeue(Checkpoint):
         self._step, self.signals.training = trainer.global_step, True
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Save here if a rank was told to leave and the state is whole; this batch's metrics are logged after it."""
+        """Save if any rank received a signal and the state is complete; this batch's metrics are logged after it."""
         stepped, self._step = trainer.global_step != self._step, trainer.global_step
         self._whole = stepped or trainer.accumulate_grad_batches == 1
         if self._whole and not is_over(trainer) and not validation_follows(trainer):
@@ -65,7 +65,7 @@ class SaveAndRequeue(Checkpoint):
         self.signals.training = False
 
     def _told(self, trainer: Trainer) -> bool:
-        """Whether SLURM told any rank to leave; then the checkpoint is written."""
+        """Whether any rank received a signal; if so, the checkpoint is written."""
         noted = torch.tensor(self.signals.noted, device=trainer.strategy.root_device)
         self._noted = int(trainer.strategy.reduce(noted, reduce_op="max"))
         if self._noted != NOTHING and self.saver.saved_step != trainer.global_step:

@@ -1,6 +1,6 @@
-"""The one owner of SLURM's signals in a job (design decision 8).
+"""The only place that handles SLURM's signals in a job.
 
-SIGUSR2 warns that the time limit or a preemption is near (`--signal=USR2@120`). SIGTERM says that SLURM is ending the
+SIGUSR2 warns that the time limit or a preemption is near (`--signal=USR2@120`). SIGTERM means that SLURM is ending the
 job: it requeues, preempts or cancels it, or the limit is reached; SIGKILL follows after the cluster's KillWait.
 While training a handler only takes note: the ranks save together at the next step boundary (requeue.py).
 Before and after training nothing is to be saved, so rank 0 asks for the requeue at once. Only the standard library is
@@ -16,7 +16,7 @@ import subprocess
 import time
 
 WARNING, END = signal.SIGUSR2, signal.SIGTERM
-EXIT_CODE = 128 + END  # what a shell says of a process that SIGTERM ended
+EXIT_CODE = 128 + END  # as a shell reports a process that SIGTERM ended
 NOTHING, WARNED, ENDING = 0, 1, 2
 LIMIT_KEY = "QUINTET_MAX_RESTARTS"
 
@@ -38,7 +38,7 @@ def job_id() -> str:
 
 
 class Signals:
-    """What SLURM has said so far (`noted`: NOTHING, WARNED or ENDING), and the answer to it."""
+    """The signals received so far (`noted`: NOTHING, WARNED or ENDING), and the reaction to them."""
 
     def __init__(self) -> None:
         self.noted = NOTHING
@@ -65,7 +65,7 @@ class Signals:
             return
         self.noted = max(self.noted, WARNED if number == WARNING else ENDING)
         if os.environ["SLURM_PROCID"] != "0":
-            return  # rank 0 speaks with SLURM
+            return  # only rank 0 calls scontrol
         if self.noted == ENDING and reached_time_limit():
             self.requeue()  # though the next step boundary may come too late to save
         elif self.noted == WARNED and not self.training:
