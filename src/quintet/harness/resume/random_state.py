@@ -39,8 +39,8 @@ class RandomState(Callback):
     """Saves every rank's generators in the checkpoint, restores them at train start, shields them from validation.
 
     Ranks start with one seed, so that they build the same network; from the start of training each draws torch's random
-    numbers, such as dropout's, from a seed of its own. With another number of ranks than saved, rank 0 continues its own
-    numbers and the others start new ones.
+    numbers, such as dropout's, from a seed of its own. With another number of ranks than saved, rank 0 continues its
+    own numbers and the others start new ones.
     """
 
     def __init__(self) -> None:
