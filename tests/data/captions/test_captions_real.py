@@ -58,6 +58,7 @@ def test_batches_of_real_captions_have_little_padding(flickr):
     assert count == 29985 and padding / total < 0.04
 
 
+@pytest.mark.slow
 def test_a_real_image_both_ways(flickr):
     batch = next(iter(flickr.train_dataloader()))
     assert batch.images.shape[1:] == (3, 299, 299) and 0 <= batch.images.min() < 0.05 < 0.95 < batch.images.max() <= 1

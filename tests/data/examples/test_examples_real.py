@@ -80,6 +80,7 @@ def test_dog_against_fish(cache, pictures):
     assert torch.cdist(test, train).min() > 0
 
 
+@pytest.mark.slow
 def test_the_weights_tell_dogs_from_fish(cache):
     """Twenty pictures of each class at 224 pixels, by ImageNet's own classes 217 and 0."""
     weights = real("weights/mobilenet_v2.pth")

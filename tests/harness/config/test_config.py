@@ -114,6 +114,7 @@ def every(group):
     return sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
 
 
+@pytest.mark.slow
 def test_every_data_config_fits_a_model_and_every_model_some_data():
     eats, gives = (
         {option: config._batch_type(config.CONF / group / f"{option}.yaml") for option in every(group)}
@@ -132,7 +133,10 @@ def test_a_pair_of_two_papers_is_refused():
         composed("model=rare_events", "data=vctk_sample")
 
 
-@pytest.mark.parametrize("group", ["trainer", "callbacks", "logger", "debug", "experiment", "launcher"])
+EXPERIMENTS = pytest.param("experiment", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("group", ["trainer", "callbacks", "logger", "debug", "launcher", EXPERIMENTS])
 def test_every_option_composes_and_passes_the_check(group):
     assert every(group)
     for option in every(group):

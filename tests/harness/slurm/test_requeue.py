@@ -130,6 +130,8 @@ WORSENING = ("monitor.mode=max",)  # the first epoch stays the best
 # a first batch, a last one of an epoch, around a validation, inside a step of several batches
 CASES = [(PLAIN, b) for b in (1, 6, 10)] + [(VALIDATING, 2), (VALIDATING, 5), (ACCUMULATING, 2), (ACCUMULATING, 5)]
 CASES += [(BY_EPOCHS, 2), (BY_EPOCHS, 6), (WORSENING, 6), ((*WORSENING, *VALIDATING), 2)]
+FAST = [(PLAIN, 6), (VALIDATING, 2), (WORSENING, 6)]
+CASES = [pytest.param(*case, marks=() if case in FAST else pytest.mark.slow) for case in CASES]
 
 
 @pytest.mark.parametrize(("extra", "batch"), CASES)

@@ -31,6 +31,7 @@ def assert_keeps_the_secret(run_dir, *texts):
     assert [path for path in files if KEY.encode() in path.read_bytes()] == []
 
 
+@pytest.mark.slow
 def test_online_run_and_its_continuation(client):
     """Metrics and media arrive, the key is written nowhere, `resume=` goes on with the same W&B run."""
     media = ["callbacks=default", "callbacks.summary=null", "model.media_seconds=0.05", "model.media_count=1"]

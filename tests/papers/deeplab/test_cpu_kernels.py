@@ -80,7 +80,7 @@ def test_no_setting_of_the_network_is_left_out():
 
 
 @pytest.mark.parametrize("options", NETWORKS, ids=str)
-@pytest.mark.parametrize("backbone", ["mobilenet_v2", "resnet18"])
+@pytest.mark.parametrize("backbone", ["mobilenet_v2", pytest.param("resnet18", marks=pytest.mark.slow)])
 def test_networks_with_cpu_kernels_have_the_same_scores_and_gradients(backbone, options):
     config = DeepLabConfig(**options)
     torch.manual_seed(0)

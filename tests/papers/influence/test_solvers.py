@@ -43,7 +43,7 @@ EXACT = {
 }
 
 
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "lissa" else n for n in EXACT])
 def test_solution_and_reported_residual(problem, name):
     risk, hessian = problem
     solver, vectors = EXACT[name], right(problem[0])

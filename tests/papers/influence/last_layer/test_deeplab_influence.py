@@ -55,7 +55,10 @@ def images():
     )
 
 
-@pytest.mark.parametrize("network", [{"head": "none"}, {"head": "large_fov", "form": "vgg", "channels": 8}])
+SLOW = pytest.param({"head": "none"}, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("network", [SLOW, {"head": "large_fov", "form": "vgg", "channels": 8}])
 def test_the_classifier_by_itself_gives_the_scores_of_the_whole_network(images, network, monkeypatch):
     torch.manual_seed(0)
     module = DeepLabModule(network, BACKBONE, {"name": "sgd"}, FACTS, weight_decay=0.1).double().eval()

@@ -89,6 +89,7 @@ def test_half_a_level_changes_no_byte_and_is_first_order(monkeypatch, run):
     assert len(paths) == 4 * len(rows) and {path["iteration"] for path in paths} == {"0", "1", "2", "3"}
 
 
+@pytest.mark.slow
 def test_a_second_call_goes_on_from_what_is_finished(monkeypatch, run):
     arguments = [*STRONG, "protocol.counts=[2]", "protocol.seed=5"]
     attacked = []

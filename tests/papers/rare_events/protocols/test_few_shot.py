@@ -174,6 +174,7 @@ def test_impossible_requests(data, tmp_path, overrides, message):
         FewShotStrict(**SETTINGS | overrides)(Plain(), data, tmp_path)
 
 
+@pytest.mark.slow
 def test_published_pixel_baseline_on_the_real_omniglot(tmp_path):
     """41.7 and 63.2 % (Vinyals et al. 2016), 5-way, whose split of the characters is another one: within 3 points."""
     sys.path.insert(0, str(REPOSITORY / "tests" / "data" / "episodes"))
