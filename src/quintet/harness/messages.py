@@ -15,6 +15,24 @@ from quintet.harness.config.compose import explain
 # error texts of healthy ranks after another rank died
 LOST_RANK = re.compile(r"gloo.*(closed|reset) by peer|NCCL.*remote process exited", re.DOTALL)
 
+EXTRAS = {  # optional packages, and the extra of pyproject.toml that brings each
+    "soundfile": "wavenet",
+    "librosa": "wavenet",
+    "soxr": "wavenet",
+    "pydensecrf": "deeplab",
+    "snowballstemmer": "captions",
+    "faiss": "rare_events",
+    "tokenizers": "rare_events",
+    "sacrebleu": "rare_events",
+    "scipy": "influence",
+    "sklearn": "influence",
+    "pandas": "influence",
+    "wandb": "wandb",
+    "tensorboard": "tensorboard",
+    "optuna": "sweeps",
+    "hydra_plugins": "slurm",
+}
+
 
 @contextmanager
 def one_line_errors(argv: list[str], exit_on_bugs: bool = False):
@@ -47,6 +65,10 @@ def user_message(error: BaseException) -> str | None:
             text = str(seen).rstrip().rpartition(f"{UserError.__module__}.{UserError.__name__}: ")[2]
             return "".join(c if c.isprintable() else " " for c in text)  # names in it may hold line breaks, or worse
         seen = seen.__cause__ or seen.__context__
+    if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] in EXTRAS:
+        package = str(error.name).partition(".")[0]
+        extra = EXTRAS[package]
+        return f"{package} is not installed: pip install 'quintet[{extra}]', in a checkout pip install -e '.[{extra}]'"
     hydra_error = type(error).__module__.startswith(("hydra.errors", "hydra.core.override_parser"))
     if hydra_error or isinstance(error, OmegaConfBaseException):
         return explain(error)

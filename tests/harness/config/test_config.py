@@ -1,11 +1,14 @@
 """A misspelt key, wherever it stands, stops with one line: the key, where it stands, the nearest legal names."""
 
+import tomllib
+
 import pytest
+from commands import REPOSITORY
 from omegaconf import OmegaConf
 
 from quintet.common.errors import UserError
 from quintet.harness.config import compose, config
-from quintet.harness.messages import user_message
+from quintet.harness.messages import EXTRAS, user_message
 
 
 def composed(*overrides):
@@ -235,3 +238,14 @@ def test_a_package_of_the_user_is_built_once_it_is_trusted(tmp_path, monkeypatch
     assert composed(*overrides).callbacks.mine.size == 2
     with pytest.raises(UserError, match="size"):
         composed(*overrides, "callbacks.mine.siz=3")
+
+
+def test_a_missing_optional_package_is_one_line():
+    message = user_message(ModuleNotFoundError("No module named 'faiss'", name="faiss"))
+    assert "pip install 'quintet[rare_events]'" in message
+    assert user_message(ModuleNotFoundError("No module named 'quintet.nothing'", name="quintet.nothing")) is None
+
+
+def test_every_extra_is_one_of_the_packages():
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(EXTRAS.values()) <= set(extras)
