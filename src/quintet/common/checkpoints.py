@@ -49,7 +49,7 @@ def kept_paths(checkpoint: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def to_builtin(value: object) -> object:
+def to_builtin(value: Any) -> Any:
     """Dataclasses, mappings, sequences and numpy scalars as dicts, lists and Python values (weights_only loadable)."""
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
@@ -73,7 +73,7 @@ def check_data_info(known: dict, given: dict) -> None:
             )
 
 
-def _few(value: object) -> str:
+def _few(value: Any) -> str:
     text = str(value)
     return text if len(text) < 80 else f"{text[:77]}... ({len(value)} entries)"
 

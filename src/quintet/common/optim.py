@@ -107,11 +107,12 @@ def make_optimizer(parameters: Any, config: OptimizerConfig) -> torch.optim.Opti
             return getattr(torch.optim, config.name.removeprefix(TORCH))(parameters, **config.options)
         except (TypeError, ValueError) as error:
             raise UserError(f"model.optimizer._target_={config.name}: {error}") from error
-    shared = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": config.fused or None}
+    shared: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": config.fused or None}
     if config.name == "sgd":
         return torch.optim.SGD(parameters, momentum=config.momentum, **shared)
     cls = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-    return cls(parameters, betas=tuple(config.betas), eps=config.eps, **shared)
+    betas = cast(tuple[float, float], tuple(config.betas))  # yaml gives a list
+    return cls(parameters, betas=betas, eps=config.eps, **shared)
 
 
 def from_mapping(cls: type[T], values: Any, where: str) -> T:

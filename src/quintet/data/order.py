@@ -35,8 +35,8 @@ class EpochSampler(Sampler[list[int]]):
         self.num_items, self.batch_size, self.seed = num_items, batch_size, seed
         self.shuffle, self.drop_last = shuffle, drop_last
         self.rank, self.world_size = rank, world_size
-        self.position = position or (lambda: (self.epoch, 0))
         self.epoch = 0
+        self.position = position or (lambda: (self.epoch, 0))
 
     def _items(self) -> list[int]:
         if self.shuffle:

@@ -72,9 +72,10 @@ def _train_job(cfg: DictConfig) -> float | None:
     hydra = HydraConfig.get()
     origin = Origin(tuple(hydra.overrides.task), tuple((k, str(v)) for k, v in hydra.runtime.choices.items() if v))
     launcher = str(hydra.runtime.choices.get("hydra/launcher"))
+    assert hydra.mode is not None, "Hydra sets it before it starts a job"
     slurm.check_mode(hydra.mode.name, launcher)
     if hydra.runtime.choices.get("search") and hydra.mode.name == "RUN":
-        raise UserError(f"search={hydra.runtime.choices.search} is many runs: add -m")
+        raise UserError(f"search={hydra.runtime.choices['search']} is many runs: add -m")
     check_multirun(cfg, hydra.mode.name, launcher)
     check_accelerator(cfg)
     check(cfg, origin)

@@ -21,7 +21,7 @@ class MeanIoU(MulticlassConfusionMatrix):
         self.classes = [str(index) for index in range(num_classes)] if classes is None else list(classes)
         self.chosen = [self.classes.index(name) for name in chosen or []]
 
-    def compute(self) -> dict[str, Tensor]:
+    def compute(self) -> dict[str, Tensor]:  # type: ignore[override]  # a dictionary is logged value by value
         """`miou`, pixel `accuracy`, and `iou_<class>` of the classes present; nan where nothing was seen."""
         counts_cc = self.confmat
         iou_c = iou_of(counts_cc)

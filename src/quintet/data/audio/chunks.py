@@ -70,7 +70,7 @@ class ChunkDataset(Dataset):
         return utterance, (item - before) * self.chunk
 
     def __getitem__(self, item: int) -> AudioBatch:
-        return AudioBatch(*(None if part is None else part[0] for part in self.batch([item])))
+        return AudioBatch._make(None if part is None else part[0] for part in self.batch([item]))
 
     def __getitems__(self, items: Sequence[int]) -> AudioBatch:
         return self.batch(items)
@@ -117,4 +117,4 @@ def collate(items: AudioBatch | Sequence[AudioBatch]) -> AudioBatch:
     """DataLoader's collate_fn: `__getitems__` has already made the batch; single items are stacked."""
     if isinstance(items, AudioBatch):
         return items
-    return AudioBatch(*(None if part[0] is None else torch.stack(part) for part in zip(*items, strict=True)))
+    return AudioBatch._make(None if part[0] is None else torch.stack(part) for part in zip(*items, strict=True))

@@ -45,6 +45,7 @@ class Clips(Source):
         return tuple(f"{name}={value.upper()}" for name, value in match.groupdict().items() if value)
 
     def _from_csv(self, root: Path) -> list[Recording]:
+        assert self.tags_csv is not None, "called only with data.source.tags_csv"
         table = root / self.tags_csv
         if not table.is_file():
             raise UserError(f"data.source.tags_csv={self.tags_csv}: no such file in {root}")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from quintet.common.errors import UserError
 from quintet.data.audio import stream
 from quintet.data.audio.chunks import ChunkDataset, Utterances, collate
+from quintet.data.audio.hub import Hub
 from quintet.data.audio.recording import Recording, Source
 from quintet.data.audio.split import SPLITS, split_names, subset
 from quintet.data.audio.store import FORMAT, warn_bad_files, write_store
@@ -133,7 +134,7 @@ class AudioDataModule(ResumableDataModule):
         if not rows:
             raise UserError(f"none of the {len(stored)} utterances has usable labels: see data.features, data.phones")
         names = split_names([stored[row] for row in rows], self.val_fraction, self.test_fraction, self.seed)
-        self._speakers = sorted({stored[row].speaker for row in rows} - {None})
+        self._speakers = sorted({name for row in rows if (name := stored[row].speaker) is not None})
         self._tags = sorted({tag for row in rows for tag in stored[row].tags})
         for split in SPLITS:
             chosen = [row for row, name in zip(rows, names, strict=True) if name == split]
@@ -146,7 +147,7 @@ class AudioDataModule(ResumableDataModule):
     def _pcm(self, stored: Sequence[Recording]) -> Any:
         if not self.streaming:
             return ListColumn(self._folder / "pcm.arrow", "pcm")
-        for shards in self.source.shards.values():
+        for shards in cast(Hub, self.source).shards.values():
             shards.keep = (self.shuffle_groups + 1) * self.streams // max(self.num_workers, 1)
         return StreamedPcm(self.source, stored, np.load(self._folder / "lengths.npy"), self.sample_rate)
 
@@ -159,7 +160,7 @@ class AudioDataModule(ResumableDataModule):
     def _utterances(
         self, rows: list[int], stored: Sequence[Recording], pcm: Any, local: Any, phones: Any
     ) -> Utterances:
-        speaker_index = {name: index for index, name in enumerate(self._speakers)}
+        speaker_index: dict[str | None, int] = {name: index for index, name in enumerate(self._speakers)}
         chosen = [stored[row] for row in rows]
         return Utterances(
             rows=rows,
@@ -200,7 +201,7 @@ class AudioDataModule(ResumableDataModule):
         if context is None:
             if self.trainer is None:
                 raise UserError("data.context is null and there is no network yet: set data.context=<samples>")
-            context = self.trainer.lightning_module.receptive_field
+            context = cast(int, self.trainer.lightning_module.receptive_field)
         context = math.ceil(max(context, 1) / self.grid) * self.grid
         return ChunkDataset(self._splits[split], self.chunk_samples, context, self.quantization)
 
@@ -268,9 +269,9 @@ class AudioDataModule(ResumableDataModule):
 
     def _group_ends(self, chunks: ChunkDataset) -> np.ndarray:
         """Where the windows of each row group of the training shards end."""
-        stored = chunks.utterances.pcm.recordings
-        rows = np.array([self.source.place(stored[row])[1] for row in chunks.utterances.rows], np.int64)
-        return group_ends(rows, np.diff(chunks.ends, prepend=0), self.source.shards["train"].ends)
+        source, stored = cast(Hub, self.source), chunks.utterances.pcm.recordings
+        rows = np.array([source.place(stored[row])[1] for row in chunks.utterances.rows], np.int64)
+        return group_ends(rows, np.diff(chunks.ends, prepend=0), source.shards["train"].ends)
 
     def val_dataloader(self) -> DataLoader | list:
         return self._eval_loader("val") if self.val_fraction or len(self._splits["val"]) else []

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any, ClassVar
 
 from quintet.common.errors import UserError
@@ -96,7 +97,7 @@ def _by_id(pair: tuple[int | str, str]) -> tuple[bool, int | str, str]:
     return isinstance(pair[0], str), *pair
 
 
-def _get(entry: Mapping[str, Any], key: str, path: Path, kind: type = int | str) -> Any:
+def _get(entry: Mapping[str, Any], key: str, path: Path, kind: type | UnionType = int | str) -> Any:
     if not isinstance(entry, Mapping) or key not in entry:
         raise UserError(f"{path}: an entry without {key!r}: {str(entry)[:80]}")
     if not isinstance(entry[key], kind):

@@ -3,13 +3,13 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from quintet.backbones.encoder import EncoderConfig
 from quintet.common.errors import UserError
@@ -17,7 +17,7 @@ from quintet.data.batches import CaptionBatch
 from quintet.data.captions.dataset import SERVED, CaptionDataset, as_is
 from quintet.data.captions.features import cached_features
 from quintet.data.captions.source import SPLITS, CaptionSource
-from quintet.data.captions.table import CaptionTable
+from quintet.data.captions.table import CaptionTable, ShardTable
 from quintet.data.captions.views import Views
 from quintet.data.captions.vocabulary import Vocabulary
 from quintet.data.examples.store import ArrayInputs
@@ -88,7 +88,7 @@ class CaptionDataModule(ResumableDataModule):
             return
         tables = self.source.splits(self.cache_dir)
         for table in tables.values() if self.streaming else ():
-            table.shards.keep = (self.shuffle_groups + 1) * self.streams // max(self.num_workers, 1)
+            cast(ShardTable, table).shards.keep = (self.shuffle_groups + 1) * self.streams // max(self.num_workers, 1)
         if self.encoder is not None:
             self._features = {
                 split: cached_features(self.encoder, table, self.views, self.cache_dir, self.num_workers)
@@ -270,10 +270,12 @@ class CaptionDataModule(ResumableDataModule):
     def train_dataloader(self) -> DataLoader:
         """This rank's batches, standing where the checkpoint left them."""
         dataset, (rank, world) = self.dataset("train", training=True), self.rank_and_world()
-        options = {"rank": rank, "world_size": world, "position": self.position}
+        options: dict[str, Any] = {"rank": rank, "world_size": world, "position": self.position}
+        sampler: Sampler[list[int]]
         if self.streaming:
             images = dataset.images if self.group_by_image else dataset.table.image_of(dataset.rows)
-            ends = group_ends(dataset.table.rows_i[images], None, dataset.table.shards.ends)
+            table = cast(ShardTable, dataset.table)
+            ends = group_ends(table.rows_i[images], None, table.shards.ends)
             sampler = GroupSampler(ends, self.batch_size, self.seed, self.streams, self.shuffle_groups, views=True,
                                    **options)  # fmt: skip
         elif self.group_by_image:

@@ -44,7 +44,7 @@ class CaptionDataset(Dataset):
     def __getitem__(self, index: int) -> CaptionBatch:
         return self.__getitems__([index])
 
-    def __getitems__(self, indices: Sequence[int]) -> CaptionBatch:
+    def __getitems__(self, indices: Sequence[int] | NDArray[np.integer]) -> CaptionBatch:
         epochs, items = np.divmod(np.asarray(indices, np.int64), len(self))
         if self.by_image:
             rows = np.concatenate([self.rows[self.first[i] : self.first[i + 1]] for i in items])
@@ -69,14 +69,20 @@ class CaptionDataset(Dataset):
             line[0], line[length - 1] = BOS, EOS
             line[1 : length - 1] = torch.from_numpy(ids)
         inputs = self.inputs(images, views if self.augment else None)
-        shown = (inputs, None) if self.served == "images" else (None, inputs)
         return CaptionBatch(
-            *shown, words, lengths, torch.from_numpy(place[inverse]), torch.from_numpy(images), torch.from_numpy(rows)
+            images=inputs if self.served == "images" else None,
+            features=None if self.served == "images" else inputs,
+            words=words,
+            lengths=lengths,
+            image_row=torch.from_numpy(place[inverse]),
+            image_index=torch.from_numpy(images),
+            index=torch.from_numpy(rows),
         )
 
     def inputs(self, images: NDArray[np.int64], views: dict[int, tuple[int, int]] | None = None) -> Tensor:
         """(I, 3, H, W) images or (I, F) features, whichever is served."""
         if self.served == "features":
+            assert self.features is not None, "the DataModule serves features only if it has computed them"
             return torch.from_numpy(self.features.gather(images))
         if views is None:
             return torch.stack([self.views.evaluated(self.table.picture(i)) for i in images])

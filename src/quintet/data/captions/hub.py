@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 from quintet.common.errors import UserError
 from quintet.data.captions.source import SPLITS, Caption, CaptionSource, Parts, Picture
@@ -55,7 +55,7 @@ class HubCaptions(CaptionSource):
         self._loaded = {name: self._load(name, cache_dir) for name in sorted(wanted)}
         found: dict[str, dict[str, Picture]] = {split: {} for split in SPLITS if self.names.get(split)}
         for split, pictures in found.items():
-            name = self.all_in if self.split_column else self.names[split]
+            name = self.all_in if self.split_column else cast(str, self.names[split])
             self._read_split(split, name, pictures)
         missing = {split: f"data.source.names has none for {split}" for split in SPLITS if split not in found}
         return Parts({split: [*pictures.values()] for split, pictures in found.items()}, missing)
@@ -65,7 +65,8 @@ class HubCaptions(CaptionSource):
         tables = super().splits(cache_dir)
         if not self.streaming:
             return tables
-        shards = {split: self._loaded[self.all_in if self.split_column else self.names[split]] for split in tables}
+        names = {split: self.all_in if self.split_column else cast(str, self.names[split]) for split in tables}
+        shards = {split: self._loaded[name] for split, name in names.items()}
         return {
             split: ShardTable(table.folder, split, shards[split], self.image_column) for split, table in tables.items()
         }

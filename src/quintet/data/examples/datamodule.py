@@ -79,7 +79,7 @@ class ExampleDataModule(ResumableDataModule):
         shape = (int(np.prod(shape)),) if self.flatten else shape
         for split in SPLITS:
             rows, labels = chosen[split]
-            inputs = self._images[self._part[split]]
+            inputs: ArrowInputs | ArrayInputs = self._images[self._part[split]]
             if self.features:
                 inputs = ArrayInputs(self._features / f"{self._part[split]}.npy")
                 shape, scale = (inputs.width,), 1.0

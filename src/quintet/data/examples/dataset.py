@@ -45,7 +45,7 @@ class ExampleDataset(Dataset):
     def __getitem__(self, index: int) -> ExampleBatch:
         return self.__getitems__([index])
 
-    def __getitems__(self, indices: Sequence[int]) -> ExampleBatch:
+    def __getitems__(self, indices: Sequence[int] | NDArray[np.integer]) -> ExampleBatch:
         """A batch in one go: one gather for all its inputs; `whole` itself where that is what is asked for."""
         index_b = np.asarray(indices, np.int64)
         if len(index_b) == len(self) and (index_b[1:] > index_b[:-1]).all():

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,7 +106,7 @@ def read_idx(path: Path, magic: int) -> NDArray[np.uint8]:
         reason = " ".join(str(error).split())
         raise UserError(f"cannot unpack {path}: {reason}; download it again") from error
     dimensions = magic & 0xFF
-    header = np.frombuffer(data[: 4 * (dimensions + 1)], ">u4") if len(data) >= 4 * (dimensions + 1) else [None]
+    header: Any = np.frombuffer(data[: 4 * (dimensions + 1)], ">u4") if len(data) >= 4 * (dimensions + 1) else [None]
     if header[0] != magic:
         kind = "images" if magic == IMAGES else "labels"
         raise UserError(f"{path} is not an idx file of {kind}: it does not start with {magic:#010x}; download it again")

@@ -115,7 +115,7 @@ class PairsDataModule(ResumableDataModule):
             rows = (dict(zip(SIDES, pair, strict=True)) for pairs in encoded for pair in pairs)
             write_rows(folder / f"{split}.arrow", features, rows)
         train = PairDataset(folder / "train.arrow")
-        np.save(folder / "lengths.npy", [max(len(s), len(t)) for s, t in zip(train.source, train.target, strict=True)])
+        np.save(folder / "lengths.npy", [max(len(train.source[i]), len(train.target[i])) for i in range(len(train))])
         counts = {side: train.counts(side, codecs[side].size) for side in SIDES}
         (folder / "counts.json").write_text(json.dumps(counts))
 

@@ -42,7 +42,7 @@ class PairSource:
 
         files = self.files(self.find(cache_dir))
         key = digest(FORMAT, {split: [[content_key(p) for p in pair] for pair in files[split]] for split in SPLITS})
-        self.content = key
+        self.content: str | list[str] = key
         folder = build_once(Path(cache_dir) / "pairs" / f"text-{key}", lambda path: _write(path, files))
         return {split: Dataset.from_file(str(folder / f"{split}.arrow")) for split in SPLITS}
 

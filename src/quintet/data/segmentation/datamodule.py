@@ -160,7 +160,9 @@ class SegmentationDataModule(ResumableDataModule):
         """
         dataset = self._evaluated(split)
         self._refuse_larger(split)
-        dataset.canvas = dataset.canvas or tuple(grid_size(int(side)) for side in self._largest(split))
+        if dataset.canvas is None:
+            height, width = self._largest(split)
+            dataset.canvas = grid_size(int(height)), grid_size(int(width))
         return dataset.__getitems__(self._checked(dataset, split, indices))
 
     def raw(self, split: str, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, str]:
@@ -177,7 +179,7 @@ class SegmentationDataModule(ResumableDataModule):
         counts = np.bincount(labels[labels != IGNORED], minlength=self.num_classes)
         names = self.source.labels.classes
         largest = int(counts[1:].argmax()) + 1 if counts[1:].any() else 0
-        shown = ", ".join(names[c] for c in np.flatnonzero(counts))
+        shown = ", ".join(names[int(c)] for c in np.flatnonzero(counts))
         return Preview(name, text=shown, image=painted, label=names[largest])
 
     def _checked(self, dataset: SegmentationDataset, split: str, indices: Sequence[int]) -> list[int]:

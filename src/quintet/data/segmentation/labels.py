@@ -4,7 +4,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,7 +84,7 @@ def read_rgb(path: Path) -> NDArray[np.uint8]:
     return np.array(as_rgb(open_picture(path), path))
 
 
-def as_rgb(picture: Any, path: Path) -> Any:
+def as_rgb(picture: Any, path: Path | str) -> Any:
     """An open picture in RGB. Raises UserError for one whose numbers are not colors."""
     try:
         return to_rgb(picture)
@@ -142,7 +142,7 @@ def _from_palette(picture: Any, labels: LabelMap) -> NDArray:
     if None in found or found == used.tolist():
         return index_hw
     renumber = np.zeros(256, np.uint8)
-    renumber[used] = found
+    renumber[used] = cast(list[int], found)
     return renumber[index_hw]
 
 

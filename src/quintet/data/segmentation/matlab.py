@@ -1,5 +1,6 @@
 """Masks that come as MATLAB files: SBD, PASCAL-Context and PASCAL-Part."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def person_parts(annotation: Any) -> NDArray[np.uint8]:
     return parts_hw
 
 
-NUMBERS = {  # by the variable's name
+NUMBERS: dict[str, Callable[[Any], NDArray]] = {  # by the variable's name
     "LabelMap": np.atleast_2d,
     "GTcls": lambda variable: np.atleast_2d(variable.Segmentation),
     "anno": person_parts,

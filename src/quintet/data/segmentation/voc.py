@@ -66,6 +66,7 @@ class VOC(SegmentationSource):
 
     def _with_sbd(self, images: Path, masks: Path, lists: Path, cache_dir: Path) -> list[Item]:
         """All of VOC's train and SBD's train and val that are not in VOC's val; VOC's own masks where it has one."""
+        assert self.sbd is not None, "called only with data.source.sbd"
         nothing = f"no SBD at data.source.sbd={self.sbd}: put benchmark.tgz or its folder benchmark_RELEASE there"
         extra = locate(find_root(self.sbd, cache_dir, nothing), "cls")
         if extra is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
@@ -30,17 +31,17 @@ class Media(Callback):
 
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Make media with the final weights (the averaged ones where EMA is on)."""
-        if self.at_end and not trainer.fast_dev_run:
+        if self.at_end and not trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by a connector of Lightning's
             self._make(trainer, module)
 
-    def _make(self, trainer: Trainer, module: LightningModule) -> None:
+    def _make(self, trainer: Trainer, module: Any) -> None:
         if not trainer.is_global_zero or not hasattr(module, "make_media"):
             return
         folder = self.dirpath / f"step_{trainer.global_step:07d}"
         folder.mkdir(parents=True, exist_ok=True)
         before, training = random_state.capture(), module.training
         module.eval()
-        files = module.make_media(trainer.datamodule, folder)
+        files = module.make_media(trainer.datamodule, folder)  # type: ignore[attr-defined]  # set by a connector of Lightning's
         module.train(training)
         random_state.restore(before)
         for logger in trainer.loggers:

@@ -33,7 +33,8 @@ class Throughput(Callback):
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, out: Any, batch: Any, idx: int) -> None:
         """Count, and report when Lightning logs."""
         self._examples += batch_size_of(batch)
-        if (trainer.global_step + 1) % max(trainer.log_every_n_steps, 1) == 0:
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by a connector of Lightning's
+        if (trainer.global_step + 1) % max(every, 1) == 0:
             seconds = self._seconds + time.perf_counter() - self._started
             module.log("train/examples_per_s", self._examples * trainer.world_size / max(seconds, 1e-9))
             self._examples, self._seconds, self._started = 0, 0.0, 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
@@ -28,17 +28,18 @@ class TwoStage(Callback):
             raise UserError(f"callbacks.two_stage.epochs={epochs}: give 0 or more, or null for stage 1 alone")
         self.epochs = epochs
 
-    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, module: Any, stage: str) -> None:
         """Jointly from the start, before there is an optimiser."""
         if not hasattr(module, "start_joint_training"):
             raise UserError(f"callbacks.two_stage is for models with an encoder, not {type(module).__name__}")
         if stage == "fit" and self.epochs == 0:
             module.start_joint_training()
 
-    def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
         """Stage 2 of a run that was not to have one: before its optimiser is built, whose old state is not loaded."""
         batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
-        an_epoch = checkpoint.get(type(trainer.datamodule).__name__, {}).get("batches_per_epoch", 0)
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]  # set by a connector of Lightning's
+        an_epoch = checkpoint.get(type(datamodule).__name__, {}).get("batches_per_epoch", 0)
         if self.epochs is None or module.joint or not an_epoch or batches // an_epoch < self.epochs:
             return
         if batches % an_epoch:
@@ -49,21 +50,21 @@ class TwoStage(Callback):
         module.start_joint_training()
         checkpoint["optimizer_states"], checkpoint["lr_schedulers"] = [], []
 
-    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, module: Any) -> None:
         """Also in a run that is resumed in stage 2: before its first batch is drawn."""
         if module.joint:
-            module.prepare_datamodule(trainer.datamodule)
+            module.prepare_datamodule(trainer.datamodule)  # type: ignore[attr-defined]  # set by a connector of Lightning's
 
-    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
         """From stage 1 to stage 2."""
         batches = trainer.fit_loop.epoch_loop.batch_progress
         # batches done, not Lightning's epoch number: after resuming, that one runs ahead
-        done = batches.total.processed // max(1, int(trainer.num_training_batches))
+        done = cast(Any, batches.total).processed // max(1, int(trainer.num_training_batches))
         if module.joint or self.epochs is None or not batches.is_last_batch or done < self.epochs:
             return
         module.start_joint_training()
         _rebuild(trainer, module)
-        module.prepare_datamodule(trainer.datamodule)
+        module.prepare_datamodule(trainer.datamodule)  # type: ignore[attr-defined]  # set by a connector of Lightning's
         log.info("stage 2 from step %d: the encoder learns too", trainer.global_step)
 
 

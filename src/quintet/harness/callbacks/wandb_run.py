@@ -25,7 +25,13 @@ class WandbRun(WandbLogger):
         entity: str | None = None, group: str | None = None, job_type: str | None = None, notes: str | None = None,
         tags: list | None = None, log_model: bool = False,
     ) -> None:  # fmt: skip
-        described = {"entity": entity, "group": group, "job_type": job_type, "notes": notes, "tags": tags}
+        described: dict[str, Any] = {
+            "entity": entity,
+            "group": group,
+            "job_type": job_type,
+            "notes": notes,
+            "tags": tags,
+        }
         super().__init__(
             name=name, save_dir=save_dir, id=id, project=project, log_model=log_model, mode=mode, resume=resume,
             **described,

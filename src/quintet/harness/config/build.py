@@ -41,5 +41,5 @@ def _name_torch_optimizers(node: Any) -> Any:
 
 def build_all(nodes: Any) -> list[Any]:
     """Build each non-null entry of a mapping of `_target_` nodes, in order."""
-    plain = OmegaConf.to_container(nodes, resolve=True) if OmegaConf.is_config(nodes) else nodes
+    plain: Any = OmegaConf.to_container(nodes, resolve=True) if OmegaConf.is_config(nodes) else nodes
     return [build(node) for node in plain.values() if node]

@@ -188,6 +188,7 @@ def apply_overrides(cfg: DictConfig, overrides: list[str], root: str) -> None:
     for parsed in OverridesParser.create().parse_overrides(add_torch_optimizers(overrides)):
         key = parsed.key_or_group
         if key in groups():
+            assert parsed.input_line is not None, "the parser keeps the text of an override"
             node = compose_config("train", [parsed.input_line])
             with open_dict(cfg):
                 cfg[key] = OmegaConf.to_container(node[key], resolve=True)
@@ -202,7 +203,8 @@ def _set(cfg: DictConfig, key: str, value: Any, added: bool, root: str) -> None:
         raise UserError(f"unknown key '{key}' on the command line: the saved run has no '{parent}'")
     legal = [str(k) for k in node]
     target = node.get("_target_")
-    described = signature_of(target).parameters if target and signature_of(target) else _nested_fields(cfg, parent)
+    signature = signature_of(target) if target else None
+    described = signature.parameters if signature else _nested_fields(cfg, parent)
     if leaf not in legal and leaf not in described and not added:
         if not parent:
             legal += EVAL_KEYS if root == "eval" else []

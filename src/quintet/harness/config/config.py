@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -96,7 +96,7 @@ def suggest(name: str, legal: list[str]) -> str:
 
 def check(cfg: DictConfig, origin: Origin) -> None:
     """Both layers and the pairing of model and data. Raises UserError; imports nothing heavy."""
-    plain = OmegaConf.to_container(cfg, resolve=False)
+    plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))
     legal = {f.name: f.type for f in fields(TopLevel)}
     for key in legal:
         if key not in plain:

@@ -35,8 +35,9 @@ def moved_target(target: str) -> str:
         if target.startswith(f"{old}."):
             return MODULES[old] + target.removeprefix(old)
     protocol = re.fullmatch(r"quintet\.protocols\.(\w+)\.(\w+)", target)
-    for path in SOURCE.glob(f"papers/*/protocols/{protocol[1]}.py") if protocol else ():
-        return f"quintet.papers.{path.parts[-3]}.protocols.{protocol[1]}.{protocol[2]}"
+    if protocol is not None:
+        for path in SOURCE.glob(f"papers/*/protocols/{protocol[1]}.py"):
+            return f"quintet.papers.{path.parts[-3]}.protocols.{protocol[1]}.{protocol[2]}"
     return target
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+from typing import cast
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from quintet.harness.config.secrets import environment
 from quintet.harness.paths import REPOSITORY
@@ -21,18 +22,22 @@ def sweep_run() -> str | None:
 
 def base_id() -> str:
     """One id for all ranks of a run: a sweep's, QUINTET_RUN_ID, else the SLURM job, else the time (decision 5)."""
-    if sweep_run():
-        return sweep_run()
+    sweep = sweep_run()
+    if sweep:
+        return sweep
     slurm = os.environ.get("SLURM_JOB_ID") if os.environ.get("SLURM_JOB_NAME") not in INTERACTIVE else None
     return os.environ.setdefault("QUINTET_RUN_ID", f"slurm-{slurm}" if slurm else time.strftime("%Y-%m-%d_%H-%M-%S"))
 
 
 def _run_id() -> str:
     """The base id, with the job's number behind it in a multirun; a sweep's trial is one run, however it is started."""
-    if sweep_run():
-        return sweep_run()
-    if HydraConfig.initialized() and HydraConfig.get().mode is not None and HydraConfig.get().mode.name == "MULTIRUN":
-        return f"{base_id()}-{OmegaConf.select(HydraConfig.get(), 'job.num', throw_on_missing=False) or 0}"
+    sweep = sweep_run()
+    if sweep:
+        return sweep
+    mode = HydraConfig.get().mode if HydraConfig.initialized() else None
+    if mode is not None and mode.name == "MULTIRUN":
+        hydra = cast(DictConfig, HydraConfig.get())
+        return f"{base_id()}-{OmegaConf.select(hydra, 'job.num', throw_on_missing=False) or 0}"
     return base_id()
 
 

@@ -94,6 +94,7 @@ def class_attribute(target: str, attribute: str) -> str | None:
     if found is None or not isinstance(found[1], ast.ClassDef):
         return None
     module, node = found
+    value: ast.expr | None
     for statement in node.body:
         if isinstance(statement, ast.Assign):
             names, value = [t.id for t in statement.targets if isinstance(t, ast.Name)], statement.value
@@ -125,7 +126,7 @@ def signature_of(target: str) -> Signature | None:
     return None if found is None else _signature(*found)
 
 
-def _signature(module: str, node: ast.AST) -> Signature:
+def _signature(module: str, node: ast.ClassDef | ast.FunctionDef) -> Signature:
     if isinstance(node, ast.FunctionDef):
         return _from_arguments(module, node.args, skip_first=False)
     inherited = [s for s in (_base_signature(module, b) for b in node.bases) if s is not None]
@@ -159,10 +160,15 @@ def _from_arguments(module: str, args: ast.arguments, skip_first: bool) -> Signa
 
 
 def _from_fields(module: str, node: ast.ClassDef) -> Signature:
-    fields = [s for s in node.body if isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name)]
-    fields = [s for s in fields if "ClassVar" not in ast.unparse(s.annotation)]
-    pairs = [(s.target.id, s.annotation) for s in fields]
-    return _build(module, pairs, False, {s.target.id for s in fields if s.value is None})
+    fields = [
+        (s.target.id, s)
+        for s in node.body
+        if isinstance(s, ast.AnnAssign)
+        and isinstance(s.target, ast.Name)
+        and "ClassVar" not in ast.unparse(s.annotation)
+    ]
+    pairs: list[tuple[str, ast.expr | None]] = [(name, s.annotation) for name, s in fields]
+    return _build(module, pairs, False, {name for name, s in fields if s.value is None})
 
 
 class _Aliases(ast.NodeTransformer):

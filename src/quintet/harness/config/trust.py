@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from functools import wraps
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -144,7 +144,7 @@ def keep_home(cfg: DictConfig, run: Path) -> None:
 
 def _strings(node: Any, path: str) -> Iterator[tuple[Any, Any, str, str]]:
     if isinstance(node, DictConfig):
-        for key, value in list(node.items()):
+        for key, value in list(cast(dict[str, Any], node).items()):
             if isinstance(value, str):
                 yield node, key, value, f"{path}.{key}"
             else:
@@ -166,10 +166,10 @@ def guard_composition() -> None:
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, RecursionError) as error:
             # Hydra's own checks of overrides end so: `model=null`
             raise UserError(f"{' '.join(map(str, overrides))[:200]}: {' '.join(str(error).split())[:200]}") from error
-        check_hydra(OmegaConf.to_container(cfg, resolve=False), overrides)
+        check_hydra(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False)), overrides)
         return cfg
 
-    ConfigLoaderImpl.load_configuration = load_configuration
+    ConfigLoaderImpl.load_configuration = load_configuration  # type: ignore[method-assign]  # there is no hook
 
 
 def check_hydra(cfg: dict[str, Any], overrides: list[str]) -> None:
@@ -198,7 +198,7 @@ def _of_launcher(cfg: dict[str, Any], key: str, value: Any) -> bool:
     """Whether the user's own launcher file in conf/launcher says so."""
     choice = (cfg["hydra"].get("runtime") or {}).get("choices", {}).get("launcher")
     path = CONF / "launcher" / f"{choice}.yaml"
-    said = yaml.safe_load(path.read_text(encoding="utf-8")) if choice and path.is_file() else None
+    said: Any = yaml.safe_load(path.read_text(encoding="utf-8")) if choice and path.is_file() else None
     return bool(said) and ((said.get("hydra") or {}).get("launcher") or {}).get(key) == value
 
 

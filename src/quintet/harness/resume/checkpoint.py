@@ -95,7 +95,9 @@ def validation_follows(trainer: Trainer) -> bool:
 
     A run that resumes from a checkpoint written there passes over that validation.
     """
-    return trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+    fetcher = trainer.fit_loop._data_fetcher
+    assert fetcher is not None, "the fit loop sets it before the first batch"
+    return trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
 
 
 def within_epoch(trainer: Trainer) -> bool:
@@ -160,7 +162,7 @@ class LastCheckpoint(Checkpoint):
 
     def save(self, trainer: Trainer) -> None:
         """Write the checkpoint now, for `publish` to give it its name; every rank must call."""
-        if trainer.fast_dev_run:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by a connector of Lightning's
             return
         trainer.save_checkpoint(self.waiting, weights_only=False)  # optimiser and loops too
         self.saved_step = trainer.global_step

@@ -19,7 +19,8 @@ class EpochEnd(Callback):
         if not (fit.restarted_on_epoch_end and epoch.batch_progress.is_last_batch):
             return
         for progress in (fit.epoch_progress.total, fit.epoch_progress.current):
-            progress.completed = progress.processed
+            # a _ProcessedTracker, though Lightning annotates its base class
+            progress.completed = progress.processed  # type: ignore[attr-defined]
         fit.reset_restart_stage()
         epoch.reset_restart_stage()
         epoch.restarting = epoch.val_loop.restarting = False

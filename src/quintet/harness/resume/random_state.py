@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import distributed
 
 def capture() -> dict[str, Any]:
     """State of Python's, NumPy's, torch's and CUDA's generators as plain values and tensors."""
-    kind, keys, position, has_gauss, cached = np.random.get_state()
+    kind, keys, position, has_gauss, cached = cast(tuple, np.random.get_state())
     state: dict[str, Any] = {
         "python": list(random.getstate()[1]),
         "python_gauss": random.getstate()[2],

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning
 from hydra.utils import get_class
@@ -120,7 +120,7 @@ def load_module(cfg: DictConfig, path: Path) -> Any:
     if stored is not None and moved_target(stored) != wanted:
         raise UserError(f"checkpoint '{path}' holds {stored.rpartition('.')[2]}, not {wanted.rpartition('.')[2]}")
     try:
-        return get_class(wanted).load_from_checkpoint(path, map_location="cpu", weights_only=True)
+        return cast(Any, get_class(wanted)).load_from_checkpoint(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
@@ -132,10 +132,12 @@ def report(
     cfg: DictConfig, request: DictConfig, metrics: dict[str, float], folder: Path, command: str, seconds: float
 ) -> None:
     """Write result.json, publish it when asked, print the table."""
-    paper = OmegaConf.to_container(cfg.paper) or {}
+    paper = cast(dict[str, Any], OmegaConf.to_container(cfg.paper)) or {}
     members = len(find_checkpoints(request))
     together = f", ensemble of {members}" if members > 1 else ""
-    rows = [{"metric": k, "value": v, "unit": unit_of(k), "paper": paper.get(k)} for k, v in metrics.items()]
+    rows: list[dict[str, Any]] = [
+        {"metric": k, "value": v, "unit": unit_of(k), "paper": paper.get(k)} for k, v in metrics.items()
+    ]
     paths = [folder / "result.json"]
     if request.publish:
         paths.append(RESULTS_DIR / f"{request.publish}.json")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import torch
@@ -29,7 +29,7 @@ from quintet.harness.slurm.signals import EXIT_CODE, SIGNALS, is_restarted
 
 def fit(cfg: DictConfig) -> dict[str, float]:
     """Train what `cfg` describes and return the last logged metrics. Errors: UserError for the user's mistakes."""
-    is_main = rank_zero_only.rank == 0
+    is_main = rank_zero_only.rank == 0  # type: ignore[attr-defined]  # Lightning sets it on the function
     torch.set_float32_matmul_precision(cfg.matmul_precision)
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     run_dir = open_run(cfg, is_main)
@@ -69,11 +69,12 @@ def build_pair(cfg: DictConfig) -> tuple[Any, Any]:
 
 def build_trainer(cfg: DictConfig, run_dir: Path) -> lightning.Trainer:
     """The trainer with our own callbacks before the configured ones, and the atomic checkpoint writer."""
-    plain = OmegaConf.to_container(cfg, resolve=True)
+    plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     bar = bool(cfg.trainer.get("enable_progress_bar", True) and cfg.callbacks.get("progress"))
     chosen = {name: node for name, node in plain["callbacks"].items() if bar or name != "progress"}
     configured = sorted(build_all(chosen), key=lambda c: isinstance(c, LastCheckpoint))  # it keeps the others' state
-    callbacks, plugins = [RandomState(), EpochEnd(), Provenance(plain), *configured], [AtomicCheckpointIO()]
+    callbacks = [RandomState(), EpochEnd(), Provenance(plain), *configured]
+    plugins: list[Any] = [AtomicCheckpointIO()]
     if SIGNALS.taken:
         has_saver = bool(configured) and isinstance(configured[-1], LastCheckpoint)
         saver = configured[-1] if has_saver else LastCheckpoint(str(run_dir / "checkpoints"))
@@ -112,6 +113,7 @@ def refuse_multirun_on_many_devices(trainer: lightning.Trainer) -> None:
     if not HydraConfig.initialized() or HydraConfig.get().mode is None or trainer.world_size == 1:
         return
     hydra = HydraConfig.get()
+    assert hydra.mode is not None
     launcher = str(hydra.runtime.choices.get("hydra/launcher"))
     forked = type(trainer.strategy.launcher).__name__ == "_MultiProcessingLauncher"
     if hydra.mode.name == "MULTIRUN" and "submitit" not in launcher and not forked:

@@ -43,7 +43,8 @@ class QuintetFSDP(FSDPStrategy):
     """
 
     def __init__(self, sharding_strategy: str = "FULL_SHARD", cpu_offload: bool = False) -> None:
-        super().__init__(sharding_strategy=sharding_strategy, cpu_offload=cpu_offload, state_dict_type="full")
+        sharding: Any = sharding_strategy  # Lightning checks the name
+        super().__init__(sharding_strategy=sharding, cpu_offload=cpu_offload, state_dict_type="full")
 
 
 def refuse_unshardable(trainer: Trainer, module: LightningModule) -> None:
@@ -59,7 +60,7 @@ def refuse_unshardable(trainer: Trainer, module: LightningModule) -> None:
             f"trainer=fsdp cannot clip by norm: set trainer.gradient_clip_val=null (it is {trainer.gradient_clip_val}),"
             " trainer.gradient_clip_algorithm=value, or use trainer=ddp"
         )
-    for callback in trainer.callbacks:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by a connector of Lightning's
         if isinstance(callback, Ema | TwoStage):
             raise UserError(f"trainer=fsdp has no {type(callback).__name__}: use trainer=ddp, or leave it out")
 

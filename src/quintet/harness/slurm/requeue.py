@@ -30,7 +30,7 @@ class SaveAndRequeue(Checkpoint):
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         """One owner: Lightning's handler of SIGTERM broadcasts from within, where the other ranks do not listen."""
-        trainer._signal_connector.register_signal_handlers = lambda: None
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]  # no option
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """From here on there is something to save."""
