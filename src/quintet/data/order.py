@@ -107,8 +107,9 @@ class LengthSampler(EpochSampler):
     shuffled again; only an incomplete batch stays last. `window=1` keeps the plain order.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int = 0, window: int = 50, rank: int = 0,
-                 world_size: int = 1, position: Callable[[], tuple[int, int]] | None = None) -> None:  # fmt: skip
+    def __init__(self, lengths: Sequence[int] | NDArray[np.int64], batch_size: int, seed: int = 0, window: int = 50,
+                 rank: int = 0, world_size: int = 1,
+                 position: Callable[[], tuple[int, int]] | None = None) -> None:  # fmt: skip
         super().__init__(len(lengths), batch_size, seed, rank=rank, world_size=world_size, position=position)
         self.lengths_n = torch.as_tensor(lengths)
         self.window = window

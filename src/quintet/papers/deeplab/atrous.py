@@ -9,6 +9,7 @@ positions whose field of view ends before the last row and column only.
 
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -95,7 +96,7 @@ def _rate(features: torch.Tensor) -> int:
 
 def _spread(network: nn.Module, name: str, rates: Rates, output_stride: int, key: str) -> None:
     """Give one layer its place in the dense network."""
-    layer = network.get_submodule(name)
+    layer: Any = network.get_submodule(name)
     before, after = min(rates.before, output_stride), min(rates.after, output_stride)
     own = _square(layer.stride, name)
     if own == 1 and before == rates.before:
@@ -123,7 +124,7 @@ def _square_kernel_of_one(layer: nn.Module) -> bool:
     return _pair(layer.kernel_size) == (1, 1)
 
 
-def _dilate(layer: nn.Module, name: str, factor: int, key: str) -> None:
+def _dilate(layer: Any, name: str, factor: int, key: str) -> None:
     if isinstance(layer, nn.AvgPool2d):
         raise UserError(f"{key} would need holes in the average pooling {name}, which torch does not have")
     layer.dilation = tuple(factor * d for d in _pair(layer.dilation))

@@ -9,6 +9,7 @@ in that order and a deviation of 1/255 is the same.
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -86,6 +87,7 @@ def _caffe_layer(key: str) -> str | None:
 
 def stride_in_first(network: nn.Module) -> None:
     """Caffe's ResNet strides in a bottleneck's first 1x1 convolution, torchvision's in its 3x3: move it, in place."""
+    block: Any
     for block in network.modules():
         if hasattr(block, "conv3") and hasattr(block, "downsample"):
             block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)

@@ -82,7 +82,8 @@ class AtrousDepthwise(nn.Conv2d):
     convolution has rate 1. In eval mode it is torch's convolution, which also has forward-mode and second derivatives.
     """
 
-    def __init__(self, layer: nn.Conv2d) -> None:
+    def __init__(self, layer: Any) -> None:
+        """layer: an nn.Conv2d."""
         super().__init__(layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding,
                          layer.dilation, layer.groups, bias=False, device="meta")  # fmt: skip
         self.weight = layer.weight

@@ -5,6 +5,7 @@ z gate channels, s skip channels, c conditioning channels, k blocks, t time in s
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -100,6 +101,7 @@ class DilatedStack(nn.Module):
         scale: bool = False,
     ):
         super().__init__()
+        self.blocks: Any  # a ModuleList of ResidualBlocks, whose type torch does not keep
         self.dilations = [2**layer for _ in range(stacks) for layer in range(layers_per_stack)]
         self.kernel_size, final = kernel_size, len(self.dilations) - 1
         self.blocks = nn.ModuleList(

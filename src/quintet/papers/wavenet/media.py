@@ -16,6 +16,7 @@ def synthesize(module, num_samples: int, **arguments) -> np.ndarray:
     from quintet.papers.wavenet.generate import generate
 
     classes_bt = generate(module.network, num_samples, **arguments)
+    assert isinstance(classes_bt, Tensor), "logits are not asked for"
     return to_float(classes_bt.cpu(), module.data_info["num_classes"])
 
 

@@ -103,7 +103,7 @@ class WaveNetModule(PaperModule):
         logits, phone_logits = self(batch)
         nll_b = self.nll(batch, logits)
         loss_b = nll_b / batch.mask.sum(1).clamp(min=1)
-        if phone_logits is not None:
+        if phone_logits is not None and batch.phones is not None:
             loss_b = loss_b + self.hparams["frame_loss_weight"] * _frame_losses(phone_logits, batch.phones)
         return loss_b, nll_b, phone_logits
 

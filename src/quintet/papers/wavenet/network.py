@@ -65,7 +65,8 @@ class WaveNet(nn.Module):
         self.front = FrontConvolution(num_classes, config.residual_channels, config.front_kernel_size)
         self.upsampling = _upsampling(config, local_channels, hop_length) if local_channels else None
         self.context = ContextStack(num_classes, **config.context_stack) if config.context_stack else None
-        condition = sum(part.channels for part in (self.upsampling, self.context) if part is not None)
+        parts: list[Any] = [part for part in (self.upsampling, self.context) if part is not None]
+        condition = sum(part.channels for part in parts)
         self.stack = DilatedStack(
             layers_per_stack=config.layers_per_stack,
             stacks=config.stacks,
@@ -117,6 +118,7 @@ class WaveNet(nn.Module):
                 f"wavenet: {local_bft.size(-1)} local frames of {self.hop_length} samples do not cover {length} "
                 "samples of audio: check that hop_length is that of the features"
             )
+        assert self.upsampling is not None
         y_bct = self.upsampling(local_bft)[..., :length]
         assert y_bct.size(-1) == length
         return y_bct

@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from multiprocessing import get_context
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -55,7 +55,8 @@ class Crf:
     def refine_with(self, probabilities: "Array", image: "Array", weights: Sequence[float]) -> Iterator["Array"]:
         """`refine` with each of these w1 in turn; `compiled` builds its lattices once for all of them."""
         if self._compiles(probabilities):
-            yield from _compiled(probabilities, *check(probabilities, image), self.config, weights)
+            checked = check(probabilities, image)
+            yield from _compiled(probabilities, checked[0], checked[1], self.config, weights)
             return
         for w1 in weights:
             yield Crf(replace(self.config, w1=w1)).refine(probabilities, image)
@@ -80,7 +81,7 @@ class Crf:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _by_torch(self, checked: Iterable[tuple]) -> Iterator["Array"]:
+    def _by_torch(self, checked: Iterable[tuple[Any, Any, Any]]) -> Iterator["Array"]:
         batch: list[tuple] = []
         for one in checked:
             compiles = self._compiles(one[0])

@@ -133,8 +133,9 @@ class Images:
 
     def measure(self, sa: float, sb: float, weights: Sequence[float]) -> list[Measured]:
         """Scores of (w1, sa, sb) for each w1; weight 0 without any CRF is `OFF`."""
+        assert self.protocol.crf is not None
         off = (weights[0], sa, sb) == OFF
-        crf = None if off else Crf(replace(self.protocol.crf.config, sa=sa, sb=sb))
+        crf = Crf(replace(self.protocol.crf.config, sa=sa, sb=sb)) if not off else self.protocol.crf
         metrics = [mean_iou(self.module) for _ in weights]
         for index in self.indices:
             image_hwc, labels_hw, _ = self.datamodule.raw(self.protocol.split, index)

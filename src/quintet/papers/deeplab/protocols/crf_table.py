@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -108,7 +108,8 @@ def _read(path: Path) -> list[Measured]:
     for cells in csv.reader([line for line in lines if line.endswith("\n")]):
         if len(cells) != len(HEADER):
             raise UserError(f"{path} has a row of {len(cells)} cells: delete the file, the search begins again")
-        *setting, miou, chosen, accuracy = (float(cell) if cell else None for cell in cells)
+        values: list[Any] = [float(cell) if cell else None for cell in cells]
+        *setting, miou, chosen, accuracy = values
         rows.append(Measured(Setting(*setting), miou, chosen, accuracy))
     return rows
 

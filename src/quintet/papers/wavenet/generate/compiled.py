@@ -146,8 +146,8 @@ def _gate_columns(channels: int) -> np.ndarray:
     return np.concatenate([np.arange(channels), _up(channels) + np.arange(channels)])
 
 
-def _padded(matrix: Tensor, rows: int, columns: int) -> np.ndarray:
-    matrix = matrix.numpy()
+def _padded(weight: Tensor, rows: int, columns: int) -> np.ndarray:
+    matrix = weight.numpy()
     out = _aligned(*matrix.shape[:-2], rows, columns)
     out[..., : matrix.shape[-2], : matrix.shape[-1]] = matrix
     return out

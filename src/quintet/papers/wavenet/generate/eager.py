@@ -1,5 +1,7 @@
 """The back-end in plain PyTorch: any device, any batch size, the reference for the other two."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,8 @@ class EagerBackend:
         self.classes_bt, network = plan.classes_bt, plan.network
         self.stack = QueuedStack(network.stack, plan.block_inputs)
         self.front_jqr = network.front.weight
-        self.head = [(c.bias, c.weight[..., 0].t()) for c in (network.head[1], network.head[3])]
+        layers: list[Any] = [network.head[1], network.head[3]]
+        self.head = [(layer.bias, layer.weight[..., 0].t()) for layer in layers]
 
     def run(self, start, stop, bias_btkg: Tensor, uniforms_bn: Tensor, temperature: float, keep_logits: bool):
         """See `Backend.run`."""

@@ -75,17 +75,20 @@ def generate(
     finally:
         network.train(was_training)
     classes_bn = plan.classes_bt[:, -num_samples:].clone()
-    return (classes_bn, logits_bqn) if return_logits else classes_bn
+    return classes_bn if logits_bqn is None else (classes_bn, logits_bqn)
 
 
 def run_backend(
     steps: Backend, plan: Plan, uniforms_bn: Tensor, temperature: float, return_logits: bool
 ) -> Tensor | None:
     """Let a back-end fill plan.classes_bt span by span, after the conditioning of each span was computed."""
-    uniforms_bn, logits, first = uniforms_bn.to(plan.device), [], plan.start
+    uniforms_bn, first = uniforms_bn.to(plan.device), plan.start
+    logits: list[Tensor] = []
     for start, stop in plan.spans():
         uniforms = uniforms_bn[:, start - first : stop - first]
-        logits.append(steps.run(start, stop, plan.bias(start, stop), uniforms, temperature, return_logits))
+        made = steps.run(start, stop, plan.bias(start, stop), uniforms, temperature, return_logits)
+        if made is not None:
+            logits.append(made)
     return torch.cat(logits, dim=1).transpose(1, 2) if return_logits else None
 
 

@@ -26,7 +26,9 @@ class Plan:
         self.network, self.classes_bt, self.start, self.block_inputs = network, classes_bt, start, block_inputs
         self.device, stack = classes_bt.device, network.stack
         self.constant_bkg = torch.stack([block.filter_gate.bias for block in stack.blocks])[None]
-        self.local_bct = self.context = self.project_kgc = None
+        self.local_bct: Tensor | None = None
+        self.context: ContextStream | None = None
+        self.project_kgc: Tensor | None = None
         if stack.blocks[0].condition is not None:
             self.project_kgc = torch.stack([block.condition.weight[..., 0] for block in stack.blocks])
 
@@ -41,11 +43,12 @@ class Plan:
 
     def bias(self, start: int, stop: int) -> Tensor:
         """What is added to the convolution before the gates, at input times [start, stop): (B, T or 1, K, G)."""
-        parts = [] if self.local_bct is None else [self.local_bct[..., start:stop]]
+        parts: list[Tensor] = [] if self.local_bct is None else [self.local_bct[..., start:stop]]
         if self.context is not None:
             parts.append(self.context.at(start, self.classes_bt)[..., None].expand(-1, -1, stop - start))
         if not parts:
             return self.constant_bkg[:, None]
+        assert self.project_kgc is not None, "there are parts only if the blocks are conditioned"
         return torch.einsum("bct,kgc->btkg", torch.cat(parts, dim=1), self.project_kgc) + self.constant_bkg[:, None]
 
 
@@ -56,7 +59,8 @@ def make_plan(network, num_samples, batch_size, speaker_b, tags_bn, local_bft, p
     silence = -(-(network.receptive_field + 1) // hop) * hop
     prompt_bt = torch.empty(batch_size, 0, dtype=torch.int64) if prompt_bt is None else prompt_bt
     classes_bt = F.pad(prompt_bt.to(device), (silence, num_samples), value=network.num_classes // 2)
-    start, inputs = silence + prompt_bt.size(1) - 1, []
+    start = silence + prompt_bt.size(1) - 1
+    inputs: list[Tensor] = []
     if local_bft is not None:
         local_bft = F.pad(local_bft.to(device), (silence // hop, 0))
     speaker_b, tags_bn = (None if h is None else h.to(device) for h in (speaker_b, tags_bn))
@@ -78,7 +82,8 @@ class ContextStream:
 
     def __init__(self, context: ContextStack, classes_bt: Tensor):
         self.context, self.pool = context, context.pool
-        self.done, inputs = classes_bt.size(1) // self.pool, []
+        self.done = classes_bt.size(1) // self.pool
+        inputs: list[Tensor] = []
         skips_bc1 = context.stack(context.pooled(classes_bt[:, : self.done * self.pool]), last=1, inputs=inputs)
         self.output_bc = torch.relu(skips_bc1[..., 0])
         self.stack = QueuedStack(context.stack, inputs)

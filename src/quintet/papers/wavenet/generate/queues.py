@@ -26,6 +26,7 @@ class QueuedStack:
             (b.residual.bias, b.residual.weight[..., 0].t()) for b in stack.blocks if b.residual is not None
         ]
         self.scale = stack.blocks[0].scale
+        assert stack.skip.bias is not None
         self.skip = stack.skip.bias, stack.skip.weight[..., 0].t()
         lengths = torch.tensor([max(block.reach, 1) for block in stack.blocks], device=device)
         self.lengths, self.bases = lengths, lengths.cumsum(0) - lengths
