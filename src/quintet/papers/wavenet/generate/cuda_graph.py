@@ -24,7 +24,7 @@ class CudaGraphBackend(EagerBackend):
         """As in `EagerBackend.run`; the graph is captured at the first call."""
         if self.graph is None or temperature != self.temperature:
             self._capture(temperature)
-        assert self.graph is not None and self.logits_bq is not None
+        assert self.graph is not None
         biases_tkbg, kept = bias_btkg.permute(1, 2, 0, 3), []
         for n in range(stop - start):
             if n == 0 or len(biases_tkbg) > 1:
@@ -33,6 +33,7 @@ class CudaGraphBackend(EagerBackend):
             self.graph.replay()
             self.classes_bt[:, start + n + 1] = self.window_bj[:, -1]
             if keep_logits:
+                assert self.logits_bq is not None
                 kept.append(self.logits_bq.clone())
         return torch.stack(kept, dim=1) if keep_logits else None
 
