@@ -103,7 +103,8 @@ class WaveNetModule(PaperModule):
         logits, phone_logits = self(batch)
         nll_b = self.nll(batch, logits)
         loss_b = nll_b / batch.mask.sum(1).clamp(min=1)
-        if phone_logits is not None and batch.phones is not None:
+        if phone_logits is not None:
+            assert batch.phones is not None, "a network with a recognition head is built only for data with phones"
             loss_b = loss_b + self.hparams["frame_loss_weight"] * _frame_losses(phone_logits, batch.phones)
         return loss_b, nll_b, phone_logits
 
