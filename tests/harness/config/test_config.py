@@ -180,10 +180,14 @@ def test_types_choices_and_limits(override, text):
 def test_a_null_part_with_a_described_type_is_set_by_key():
     with pytest.raises(UserError, match=r"model\.memory"):
         composed("model=show_and_tell", "data=captions_sample", "model.memory.slotz=64")
-    try:
-        assert composed("model=show_and_tell", "data=captions_sample", "model.memory.slots=64").model.memory.slots == 64
-    except UserError as error:
-        assert "set it whole, for example 'model.memory=" in str(error)
+    assert composed("model=show_and_tell", "data=captions_sample", "model.memory.slots=64").model.memory.slots == 64
+
+
+@pytest.mark.parametrize("key", ["model.network.context_stack.pool", "data.features.name"])
+def test_a_null_part_that_needs_more_is_set_whole(key):
+    part = key.rpartition(".")[0]
+    with pytest.raises(UserError, match=rf"'{part}' is null here.*set it whole, for example '{part}="):
+        composed("model=wavenet", "data=vctk_sample", f"{key}=512")
 
 
 def test_a_gpu_is_missed_before_torch_is_imported(monkeypatch, tmp_path):

@@ -4,6 +4,7 @@ Legend: B images, F channels of the features, C classes, h x w positions of the 
 """
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from math import isqrt
 
 import torch
@@ -90,7 +91,7 @@ class ASPP(nn.Module):
         self.branches = nn.ModuleList(branches)
 
     def forward(self, x_bfhw: Tensor) -> Tensor:
-        return torch.stack([branch(x_bfhw) for branch in self.branches]).sum(0)
+        return reduce(torch.add, (branch(x_bfhw) for branch in self.branches))
 
     def branch_list(self) -> list[LargeFOV]:
         return list(self.branches)  # type: ignore[arg-type]  # a ModuleList has no element type

@@ -72,7 +72,8 @@ class ResidualBlock(nn.Module):
         z_bzt = gated_activation(a_bgt)
         if self.residual is None:
             return None, z_bzt
-        return (x_brt[..., -length:] + self.residual(z_bzt)) * self.scale, z_bzt
+        x_brt = x_brt[..., -length:] + self.residual(z_bzt)
+        return (x_brt if self.scale == 1.0 else x_brt * self.scale), z_bzt
 
 
 def causal_window(x_brt: Tensor, length: int, reach: int) -> Tensor:
