@@ -36,13 +36,25 @@ def test_torchvisions_resnet_has_its_own_holes():
     assert network.backbone.layer4[1].conv2.dilation == (2, 2) and network.backbone.layer3[1].conv2.dilation == (1, 1)
 
 
+def with_clock(monkeypatch, ticks, run, *given):
+    """`run` while time.perf_counter gives these ticks."""
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.time, "perf_counter", lambda: next(ticks))
+        return run(*given)
+
+
 def test_the_child_measures_time_and_memory(monkeypatch, capsys):
     monkeypatch.setitem(bench.BATCHES, "mobilenet_v2", 2)
     options = ["--child", "ours", "mobilenet_v2", "bf16", "--crop", "33", "--steps", "1"]
     monkeypatch.setattr(sys, "argv", ["segmentation.py", *options])
+    # the clock of its runs: the first of each task takes 100 s, which must not count, the second 4 s and 16 s
+    durations = {"inference": [100.0, 4.0], "training": [100.0, 16.0]}
+    ticks = iter([tick for taken in durations.values() for seconds in taken for tick in (0.0, seconds)])
+    timed = bench.timed
+    monkeypatch.setattr(bench, "timed", lambda *given: with_clock(monkeypatch, ticks, timed, *given))
     bench.main()
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert found["training"] > 0 and found["inference"] > found["training"]
+    assert found["inference"] == 2 / 4 and found["training"] == 2 / 16  # two images a batch
     assert {"training MiB", "inference MiB"} <= found.keys()  # above 0 in a fresh process only
 
 
